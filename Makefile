@@ -1,0 +1,65 @@
+# make help says what there is. Variables: NB, TIER, DATA, LIMIT, EPOCHS, SEED, RUN, ARGS.
+
+SHELL := /bin/bash
+PY := .venv/bin/python
+NB := convmixer
+TIER := smoke
+SEED := 0
+RUN = runs/$(NB)-$(TIER)$(if $(DATA),-$(notdir $(basename $(DATA))))-seed$(SEED)
+
+# A relative path means the same to the notebook, which runs in notebooks/, as it does here.
+DATA_PATH = $(if $(findstring /,$(DATA))$(filter %.npz,$(DATA)),$(abspath $(DATA)),$(DATA))
+ifdef PATCHLIB_DATA
+export PATCHLIB_DATA := $(abspath $(PATCHLIB_DATA))
+endif
+
+PAPERMILL = $(PY) -m papermill notebooks/$(NB).ipynb $(RUN)/$(NB).ipynb --cwd notebooks --log-output --no-progress-bar \
+	$(if $(filter-out smoke,$(TIER)),-f notebooks/tiers/$(NB)-$(TIER).yaml) \
+	-p run_dir "$(abspath $(RUN))" -p seed $(SEED) $(if $(DATA),-p dataset "$(DATA_PATH)") \
+	$(if $(LIMIT),-p limit $(LIMIT)) $(if $(EPOCHS),-p epochs $(EPOCHS)) $(ARGS)
+
+.PHONY: help run test lint lab refresh bite lock
+help:  ## what there is
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+run: .venv/ready  ## run a notebook: make run NB=convmixer TIER=tuned DATA=cifar10 LIMIT=2000 EPOCHS=2 SEED=0
+	@test -f notebooks/$(NB).ipynb || { echo "NB=$(NB): there are $(notdir $(basename $(wildcard notebooks/*.ipynb)))"; exit 2; }
+	@test "$(TIER)" = smoke -o -f notebooks/tiers/$(NB)-$(TIER).yaml || \
+		{ echo "TIER=$(TIER): there are smoke $(patsubst $(NB)-%,%,$(notdir $(basename $(wildcard notebooks/tiers/$(NB)-*.yaml))))"; exit 2; }
+	@if test -f "$(RUN)/run.json"; then echo "$(RUN) holds this run, finished; RUN=another/folder makes a new one"; \
+		else mkdir -p "$(RUN)" && $(PAPERMILL); fi
+	@$(PY) -m patchlib.runs "$(RUN)"
+
+test: .venv/ready .venv-jax/ready  ## all that CI runs: ruff, unit tests on TensorFlow and JAX, every notebook's outputs
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	$(PY) -m pytest --nbval tests notebooks
+	KERAS_BACKEND=jax .venv-jax/bin/python -m pytest tests/test_layers.py tests/test_models.py tests/test_training.py tests/test_runs.py
+
+lab: .venv/ready  ## JupyterLab on the notebooks
+	$(PY) -m jupyterlab notebooks
+
+refresh: .venv/ready  ## run the notebooks and store their outputs: the only way the reference changes
+	$(PY) tests/refresh.py notebooks/*.ipynb
+
+bite: .venv/ready  ## plant bugs one by one and see that each is caught
+	$(PY) tests/bite.py
+
+lock: .venv/ready  ## choose newer versions of everything
+	$(PY) -m pip install --quiet uv
+	$(PY) -m uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 --all-extras \
+		--no-annotate --no-header pyproject.toml -o constraints.txt
+
+.venv/ready: EXTRAS := tensorflow,notebooks,test
+.venv-jax/ready: EXTRAS := jax,test
+.venv/ready .venv-jax/ready: pyproject.toml constraints.txt
+	@python=; for candidate in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+		$$candidate -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && python=$$candidate && break; \
+	done; \
+	test -n "$$python" || { echo "patchlib needs Python 3.11, 3.12 or 3.13; found: $$(python3 --version 2>&1). Name one with PYTHON=..."; exit 1; }; \
+	echo "installing into $(@D) with $$($$python --version); TensorFlow is large, the first time takes minutes"; \
+	$$python -m venv $(@D) || exit 1; \
+	$(@D)/bin/python -m pip install --retries 2 --disable-pip-version-check --progress-bar on \
+		--constraint constraints.txt --editable .[$(EXTRAS)] || \
+		{ echo "The installation failed: is the package registry reachable? The lines above say what pip was missing."; exit 1; }
+	@touch $@

@@ -1,0 +1,129 @@
+"""Patch layers and mixing blocks: registered, so that a saved model loads without ``custom_objects``.
+
+Every layer builds its parts with its own dtype policy and returns its whole configuration from ``get_config``.
+"""
+
+import keras
+
+
+def _positive(**values: int) -> None:
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+
+
+@keras.saving.register_keras_serializable("patchlib")
+class ConvStem(keras.layers.Layer):
+    """Cut an image into patches and embed each: a convolution whose stride is its kernel size, activation, BatchNorm.
+
+    Source: Trockman and Kolter, "Patches Are All You Need?" (2022), eq. 1.
+
+    Args:
+        dim: width of the embedding, the paper's h.
+        patch_size: pixels a side, the paper's p.
+        activation: name or function of the activation.
+        momentum: of the BatchNorm's moving averages.
+        epsilon: added to the BatchNorm's variance.
+
+    Input: float (N, H, W, C), H and W multiples of ``patch_size``. Output: (N, H / patch_size, W / patch_size, dim).
+
+    Raises:
+        ValueError: ``dim`` or ``patch_size`` isn't a positive integer, or the patches don't tile the image.
+    """
+
+    def __init__(self, dim, patch_size, activation="gelu", momentum=0.99, epsilon=1e-3, **kwargs):
+        super().__init__(**kwargs)
+        _positive(dim=dim, patch_size=patch_size)
+        self.dim = dim
+        self.patch_size = patch_size
+        self.activation = keras.activations.get(activation)
+        self.momentum = momentum
+        self.epsilon = epsilon
+        part = {"dtype": self.dtype_policy}
+        self.embed = keras.layers.Conv2D(dim, patch_size, strides=patch_size, name="embed", **part)
+        self.norm = keras.layers.BatchNormalization(momentum=momentum, epsilon=epsilon, name="norm", **part)
+
+    def build(self, input_shape):
+        height, width = input_shape[1:3]
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                "`patch_size` must divide the image. "
+                f"Received: patch_size={self.patch_size}, image of {height} x {width} pixels"
+            )
+        self.embed.build(input_shape)
+        self.norm.build(self.embed.compute_output_shape(input_shape))
+
+    def call(self, images, training=None):
+        return self.norm(self.activation(self.embed(images)), training=training)
+
+    def compute_output_shape(self, input_shape):
+        return self.embed.compute_output_shape(input_shape)
+
+    def get_config(self):
+        return super().get_config() | {
+            "dim": self.dim,
+            "patch_size": self.patch_size,
+            "activation": keras.activations.serialize(self.activation),
+            "momentum": self.momentum,
+            "epsilon": self.epsilon,
+        }
+
+
+@keras.saving.register_keras_serializable("patchlib")
+class ConvMixerBlock(keras.layers.Layer):
+    """Mix space, then channels: a depthwise convolution with a residual around it, then a pointwise convolution.
+
+    Both convolutions are followed by the activation and then BatchNorm; there is no residual around the pointwise half.
+    Source: Trockman and Kolter, "Patches Are All You Need?" (2022), eqs. 2 and 3.
+
+    Args:
+        dim: channels, the paper's h.
+        kernel_size: patches a side that the depthwise convolution sees, the paper's k.
+        activation: name or function of the activation.
+        momentum: of the BatchNorms' moving averages.
+        epsilon: added to the BatchNorms' variances.
+
+    Input and output: float (N, H, W, dim), H and W in patches.
+
+    Raises:
+        ValueError: ``dim`` or ``kernel_size`` isn't a positive integer, or the input has another number of channels.
+    """
+
+    def __init__(self, dim, kernel_size, activation="gelu", momentum=0.99, epsilon=1e-3, **kwargs):
+        super().__init__(**kwargs)
+        _positive(dim=dim, kernel_size=kernel_size)
+        self.dim = dim
+        self.kernel_size = kernel_size
+        self.activation = keras.activations.get(activation)
+        self.momentum = momentum
+        self.epsilon = epsilon
+        part = {"dtype": self.dtype_policy}
+        norm = {"momentum": momentum, "epsilon": epsilon, **part}
+        self.depthwise = keras.layers.DepthwiseConv2D(kernel_size, padding="same", name="depthwise", **part)
+        self.depthwise_norm = keras.layers.BatchNormalization(name="depthwise_norm", **norm)
+        self.pointwise = keras.layers.Conv2D(dim, 1, name="pointwise", **part)
+        self.pointwise_norm = keras.layers.BatchNormalization(name="pointwise_norm", **norm)
+
+    def build(self, input_shape):
+        if input_shape[-1] != self.dim:
+            raise ValueError(
+                f"`dim` must equal the input's channels. Received: dim={self.dim}, input of shape {tuple(input_shape)}"
+            )
+        for part in (self.depthwise, self.depthwise_norm, self.pointwise, self.pointwise_norm):
+            part.build(input_shape)
+
+    def call(self, x, training=None):
+        x = x + self.depthwise_norm(self.activation(self.depthwise(x)), training=training)
+        return self.pointwise_norm(self.activation(self.pointwise(x)), training=training)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return super().get_config() | {
+            "dim": self.dim,
+            "kernel_size": self.kernel_size,
+            "activation": keras.activations.serialize(self.activation),
+            "momentum": self.momentum,
+            "epsilon": self.epsilon,
+        }

@@ -1,0 +1,133 @@
+"""Parameters of a run, checked before anything else happens.
+
+A notebook's parameters cell is plain assignments, so that papermill can override it and a reader can edit it. Papermill
+injects a mistyped name without a word, and YAML reads ``1e-3`` as text: the classes here refuse both, in one sentence.
+"""
+
+import difflib
+from types import ModuleType
+from typing import Literal, Self
+
+import pydantic
+from pydantic import Field
+
+# What IPython itself puts into a fresh notebook's namespace.
+_IPYTHON_NAMES = {"In", "Out", "exit", "quit", "open", "get_ipython"}
+
+
+class ParameterError(ValueError):
+    """A parameter is unknown, of the wrong type or out of range."""
+
+
+def nearest(name: str, known) -> str:
+    """The known name that looks most like ``name``."""
+    return max(known, key=lambda k: difflib.SequenceMatcher(None, str(name).lower(), k.lower()).ratio())
+
+
+def _sentence(error: dict, known) -> str:
+    """One sentence out of one entry of ``pydantic.ValidationError.errors()``."""
+    name, received = ".".join(str(part) for part in error["loc"][:1]), error.get("input")
+    match error["type"]:
+        case "extra_forbidden":
+            return f"unknown parameter {name!r} (received {received!r}): did you mean {nearest(name, known)!r}?"
+        case "missing":
+            return f"parameter {name!r} is missing."
+        case "value_error":
+            return f"{error['ctx']['error']}"
+    accepted = error["msg"].removeprefix("Input should be ")
+    hint = ""
+    if isinstance(received, str) and accepted.endswith("number"):
+        hint = " YAML reads 1e-3 as text, so write 0.001 or 1.0e-3."
+    if isinstance(received, str) and accepted.endswith("boolean"):
+        hint = " On papermill's command line write -p NAME True or -p NAME False."
+    return f"parameter {name!r}: received {received!r} ({type(received).__name__}), accepted: {accepted}.{hint}"
+
+
+class _Checked(pydantic.BaseModel):
+    """Strict, immutable and closed: no type is guessed, no unknown name passes."""
+
+    model_config = pydantic.ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def __init__(self, **values):
+        try:
+            super().__init__(**values)
+        except pydantic.ValidationError as error:
+            known = type(self).model_fields
+            raise ParameterError(" ".join(_sentence(e, known) for e in error.errors())) from None
+
+    @classmethod
+    def read(cls, namespace: dict) -> Self:
+        """Read the parameters out of a notebook's ``globals()``.
+
+        Whatever stands there when this is first called was put there by the parameters cell or by papermill, so every
+        name must be a parameter. A later call in the same kernel looks at those names alone.
+
+        Raises:
+            ParameterError: a name is unknown or a value isn't accepted.
+        """
+        values = {
+            name: value
+            for name, value in namespace.items()
+            if not name.startswith("_") and name not in _IPYTHON_NAMES and not isinstance(value, ModuleType)
+        }
+        first = namespace.setdefault("_parameter_names", {n for n in values if not callable(values[n])})
+        return cls(**{name: value for name, value in values.items() if name in first or name in cls.model_fields})
+
+
+class Recipe(_Checked):
+    """How a model is trained; what ``patchlib.train`` reads.
+
+    ``weight_decay`` is decoupled as Keras' ``AdamW`` does it: each step takes ``learning_rate * weight_decay`` of every
+    weight. That product at the peak learning rate stands in the run card as ``effective_weight_decay``.
+    """
+
+    epochs: int = Field(1, ge=1, description="passes over the training images")
+    batch_size: int = Field(128, ge=1)
+    learning_rate: float = Field(1e-3, gt=0, description="peak of the schedule")
+    schedule: Literal["constant", "one_cycle", "cosine"] = "constant"
+    warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up of the cosine schedule, in epochs")
+    weight_decay: float = Field(1e-4, ge=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    ema: float = Field(0.0, ge=0, lt=1, description="momentum of the weights' moving average; 0 turns it off")
+    flip: bool = Field(True, description="mirror each training image with probability one half")
+    pad: int = Field(0, ge=0, description="pixels of zero padding before each training image is cropped back")
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    select_by: Literal["val_accuracy", "val_loss"] = Field("val_accuracy", description="which epoch's weights are kept")
+    seed: int = Field(0, ge=0, lt=2**32)
+
+    @pydantic.model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        if self.warmup_epochs and self.schedule != "cosine":
+            raise ValueError(
+                f"warmup_epochs: received {self.warmup_epochs} with schedule {self.schedule!r}, "
+                "accepted: 0, or schedule 'cosine'."
+            )
+        if self.warmup_epochs >= self.epochs and self.warmup_epochs:
+            raise ValueError(
+                f"warmup_epochs: received {self.warmup_epochs}, accepted: less than epochs ({self.epochs})."
+            )
+        return self
+
+
+class RunParameters(Recipe):
+    """A recipe, and what it's trained on."""
+
+    tier: str = Field("smoke", min_length=1, description="name of the tier, for the run card")
+    dataset: str = Field("digits", min_length=1, description="digits, cifar10, cifar100, an .npz file or a folder")
+    image_size: int | None = Field(None, ge=1, description="images are brought to this many pixels a side; None: as is")
+    limit: int | None = Field(None, ge=1, description="at most so many training images; None: all")
+    validation: Literal["stratified", "first", "last"] = Field(
+        "stratified", description="which tenth of train validates"
+    )
+    run_dir: str = Field("", description="the run's own folder; empty: a new one below runs/")
+
+
+class ConvMixer(RunParameters):
+    """Parameters of ``notebooks/convmixer.ipynb``; the model's are those of ``patchlib.models.convmixer``."""
+
+    dim: int = Field(256, ge=1)
+    depth: int = Field(8, ge=1)
+    kernel_size: int = Field(5, ge=1)
+    patch_size: int = Field(2, ge=1)
+    batchnorm_momentum: float = Field(0.99, ge=0, lt=1)
+    batchnorm_epsilon: float = Field(1e-3, gt=0)

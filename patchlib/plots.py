@@ -1,0 +1,62 @@
+"""Figures. Each function returns a closed ``Figure``: a notebook shows it once, a script can save it."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+
+def grid(pictures, titles=(), columns=8, size=1.1, **imshow) -> Figure:
+    """Pictures (N, H, W) or (N, H, W, 3) in rows of ``columns``, ``size`` inches each; ``imshow`` is Matplotlib's."""
+    rows = -(-len(pictures) // columns)
+    height = size * (1.25 if len(titles) else 1)
+    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, height * rows), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, picture in zip(axes.flat, pictures, strict=False):
+        ax.imshow(picture, **imshow)
+    for ax, title in zip(axes.flat, titles, strict=False):
+        ax.set_title(title, fontsize=9)
+    figure.tight_layout(pad=0.3)
+    plt.close(figure)
+    return figure
+
+
+def patches(image, patch_size: int, size=4.0) -> Figure:
+    """An image (H, W, 3), 0 to 255, beside the patches that a model with this patch size sees."""
+    height, width, channels = image.shape
+    rows, columns, gap = height // patch_size, width // patch_size, max(1, patch_size // 4)
+    cut = np.full((rows, patch_size + gap, columns, patch_size + gap, channels), 255, "uint8")
+    cut[:, gap:, :, gap:] = image.reshape(rows, patch_size, columns, patch_size, channels)
+    cut = cut.reshape(rows * (patch_size + gap), columns * (patch_size + gap), channels)
+    titles = f"{height} x {width} pixels", f"{rows} x {columns} patches"
+    return grid([image, cut], titles, columns=2, size=size)
+
+
+def filters(kernels, columns=16, size=0.5) -> Figure:
+    """Convolution kernels (k, k, N) or (k, k, 3, N) as pictures, all on one scale: their largest magnitude."""
+    largest = np.abs(kernels).max()
+    pictures = np.moveaxis((kernels / largest + 1) / 2, -1, 0)
+    return grid(pictures, columns=columns, size=size, cmap="RdBu", vmin=0, vmax=1)
+
+
+def learning_curves(cards: dict[str, dict]) -> Figure:
+    """Loss and accuracy over epochs for each named run card: training dashed, validation solid."""
+    figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(9, 3.2))
+    for color, (name, card) in zip(
+        plt.rcParams["axes.prop_cycle"].by_key()["color"] * len(cards), cards.items(), strict=False
+    ):
+        history = card["history"]
+        epochs = range(1, len(history["loss"]) + 1)
+        for ax, quantity in ((losses, "loss"), (accuracies, "accuracy")):
+            ax.plot(epochs, history[quantity], "--", color=color, marker=".")
+            ax.plot(epochs, history[f"val_{quantity}"], color=color, marker=".", label=name)
+    losses.set(xlabel="epoch", ylabel="cross-entropy")
+    accuracies.set(xlabel="epoch", ylabel="accuracy", ylim=(0, 1))
+    for ax in (losses, accuracies):
+        ax.grid(alpha=0.3)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    accuracies.legend(title="solid: validation, dashed: training")
+    figure.tight_layout()
+    plt.close(figure)
+    return figure

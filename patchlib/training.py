@@ -1,0 +1,194 @@
+"""Training epoch by epoch: batches, schedule, optimiser, and the weights to keep.
+
+``epochs`` is a generator that yields after each epoch, so whoever drives it can save, report or stop in between, and
+its whole state is in what it yields: a run continued from there ends as one that was never interrupted.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import keras
+import numpy as np
+from tqdm import tqdm
+
+from patchlib.augment import Augmentation
+from patchlib.data import Data, Split
+from patchlib.layers import ConvMixerBlock
+from patchlib.parameters import Recipe
+
+
+class Batches(keras.utils.PyDataset):
+    """One epoch of shuffled, augmented batches: uint8 images (B, H, W, C) and one-hot float32 labels (B, classes).
+
+    Order and augmentation depend on (seed, epoch, step) alone, whatever asks for the batches and in whatever order.
+    The last, incomplete batch is left out; which images fall into it changes with each epoch's order.
+    """
+
+    def __init__(self, split: Split, num_classes: int, recipe: Recipe, epoch: int):
+        super().__init__()
+        self.split, self.num_classes, self.seed, self.epoch = split, num_classes, recipe.seed, epoch
+        self.batch_size = min(recipe.batch_size, len(split))
+        self.augment = Augmentation(flip=recipe.flip, pad=recipe.pad)
+        self.order = np.random.default_rng((recipe.seed, epoch)).permutation(len(split))
+
+    def __len__(self):
+        return len(self.split) // self.batch_size
+
+    def __getitem__(self, step):
+        index = self.order[step * self.batch_size : (step + 1) * self.batch_size]
+        rng = np.random.default_rng((self.seed, self.epoch, step))
+        images = self.augment(self.split.images[index], rng)
+        return images, one_hot(self.split.labels[index], self.num_classes)
+
+
+def one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Integer labels (N,) to float32 (N, num_classes)."""
+    return np.eye(num_classes, dtype="float32")[labels]
+
+
+@keras.saving.register_keras_serializable("patchlib")
+class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear from 0 to the peak at 40% of the steps, to a twentieth of it at 80%, and on to 0 at the end.
+
+    Source: the CIFAR-10 recipe of ConvMixer's authors; the idea is Smith and Topin's "super-convergence" (2018).
+    """
+
+    def __init__(self, peak: float, steps: int):
+        self.peak, self.steps = peak, steps
+
+    def __call__(self, step):
+        done = keras.ops.cast(step, "float32") / self.steps
+        up = done / 0.4
+        down = 1 - 0.95 * (done - 0.4) / 0.4
+        out = 0.05 * (1 - done) / 0.2
+        return self.peak * keras.ops.clip(keras.ops.minimum(up, keras.ops.maximum(down, out)), 0.0, 1.0)
+
+    def get_config(self):
+        return {"peak": self.peak, "steps": self.steps}
+
+
+def learning_rate(recipe: Recipe, steps_per_epoch: int):
+    """The recipe's learning rate over the run: a number, or a Keras schedule over steps."""
+    steps = recipe.epochs * steps_per_epoch
+    warmup = round(recipe.warmup_epochs * steps_per_epoch)
+    match recipe.schedule:
+        case "constant":
+            return recipe.learning_rate
+        case "one_cycle":
+            return OneCycle(recipe.learning_rate, steps)
+        case "cosine" if warmup:
+            return keras.optimizers.schedules.CosineDecay(
+                0.0, steps - warmup, warmup_target=recipe.learning_rate, warmup_steps=warmup
+            )
+        case "cosine":
+            return keras.optimizers.schedules.CosineDecay(recipe.learning_rate, steps)
+
+
+def compile_model(model: keras.Model, recipe: Recipe, steps_per_epoch: int) -> None:
+    """Give the model its AdamW, cross-entropy on logits, accuracy and top-5 accuracy."""
+    model.compile(
+        optimizer=keras.optimizers.AdamW(
+            learning_rate(recipe, steps_per_epoch),
+            weight_decay=recipe.weight_decay,
+            use_ema=recipe.ema > 0,
+            ema_momentum=recipe.ema or 0.99,
+        ),
+        loss=keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=recipe.label_smoothing),
+        metrics=[
+            keras.metrics.CategoricalAccuracy(name="accuracy"),
+            keras.metrics.TopKCategoricalAccuracy(5, name="top5"),
+        ],
+        jit_compile=False if _slow_under_xla(model) else "auto",
+    )
+    model.optimizer.build(model.trainable_variables)
+
+
+def _slow_under_xla(model: keras.Model) -> bool:
+    """XLA's CPU gradient of a depthwise convolution is many times slower than TensorFlow's own kernel."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf  # here, because on other backends it needn't be installed
+
+    depthwise = any(isinstance(layer, ConvMixerBlock) for layer in model.layers)
+    return depthwise and not tf.config.list_physical_devices("GPU")
+
+
+@dataclass
+class Progress:
+    """Everything that a run has reached after some epochs; ``history`` maps names to one number per epoch."""
+
+    history: dict[str, list[float]] = field(default_factory=dict)
+    best_epoch: int = -1
+    best_weights: list[np.ndarray] = field(default_factory=list)
+    state: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are done."""
+        return len(self.history.get("loss", ()))
+
+
+def _state(model: keras.Model) -> list:
+    """All variables that a step reads: weights, seeds of random layers, the optimiser's moments and step."""
+    return [*model.variables, *model.optimizer.variables]
+
+
+def epochs(model: keras.Model, data: Data, recipe: Recipe, progress: Progress) -> Iterator[Progress]:
+    """Train from where ``progress`` stands to the recipe's last epoch, yielding after each.
+
+    After the last one the model holds the weights of the best epoch, by validation (``recipe.select_by``). With an EMA
+    those are averaged weights. The test images are never looked at.
+
+    Raises:
+        FloatingPointError: the loss is no longer a finite number.
+    """
+    training = Batches(data.train, data.num_classes, recipe, epoch=0)
+    compile_model(model, recipe, len(training))
+    if progress.epoch:
+        for variable, value in zip(_state(model), progress.state, strict=True):
+            variable.assign(value)
+    averaging = keras.callbacks.SwapEMAWeights()
+    averaging.set_model(model)
+    done, total = progress.epoch * len(training), recipe.epochs * len(training)
+    with tqdm(initial=done, total=total, unit="step", disable=not sys.stderr.isatty()) as bar:
+        tick = keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, logs: bar.update())
+        callbacks = [keras.callbacks.TerminateOnNaN(), tick]
+        for epoch in range(progress.epoch, recipe.epochs):
+            batches = Batches(data.train, data.num_classes, recipe, epoch)
+            bar.set_description(f"epoch {epoch + 1}/{recipe.epochs}")
+            start = time.perf_counter()
+            fitted = model.fit(batches, shuffle=False, verbose=0, callbacks=callbacks).history
+            row = {"loss": fitted["loss"][0], "accuracy": fitted["accuracy"][0], "seconds": time.perf_counter() - start}
+            if not np.isfinite(row["loss"]):
+                raise FloatingPointError(
+                    f"training diverged: the loss is {row['loss']} in epoch {epoch + 1} at a learning rate of "
+                    f"{recipe.learning_rate}; lower it, or give schedule='cosine' a warm-up."
+                )
+            progress.state = [np.array(v) for v in _state(model)]
+            if recipe.ema:
+                averaging.on_test_begin()
+            row |= {f"val_{k}": v for k, v in evaluate(model, data.validation, recipe.batch_size).items()}
+            for name, value in row.items():
+                progress.history.setdefault(name, []).append(value)
+            if _best(progress.history, recipe.select_by) == epoch:
+                progress.best_epoch, progress.best_weights = epoch, model.get_weights()
+            if recipe.ema:
+                averaging.on_test_end()
+            bar.set_postfix(loss=f"{row['loss']:.3f}", val_accuracy=f"{row['val_accuracy']:.4f}")
+            yield progress
+    model.set_weights(progress.best_weights)
+
+
+def _best(history, select_by) -> int:
+    """The epoch to keep, the first of equals."""
+    values = np.array(history[select_by])
+    return int(np.argmin(values) if select_by == "val_loss" else np.argmax(values))
+
+
+def evaluate(model: keras.Model, split: Split, batch_size: int = 128) -> dict[str, float]:
+    """Loss, accuracy and top-5 accuracy of a compiled model on a split, as floats."""
+    return model.evaluate(
+        split.images, one_hot(split.labels, model.output_shape[-1]), batch_size=batch_size, verbose=0, return_dict=True
+    )

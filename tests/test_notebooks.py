@@ -1,0 +1,101 @@
+"""What holds of every notebook, whatever it says; that its outputs are right is nbval's to check."""
+
+import ast
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import yaml
+
+from patchlib import parameters
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+EVERY = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+SCHEMAS = {"convmixer": parameters.ConvMixer}
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+@EVERY
+def test_ran_from_top_to_bottom_without_errors(path):
+    cells = code_cells(path)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    kinds = {(output.output_type, output.get("name")) for cell in cells for output in cell.outputs}
+    assert not {kind for kind in kinds if kind[0] == "error" or kind[1] == "stderr"}
+
+
+@EVERY
+def test_metadata_is_clean_and_no_check_is_switched_off(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
+    assert {key for cell in notebook.cells for key in cell.metadata} <= {"tags"}
+    assert {tag for row in tags for tag in row} <= {"parameters", "nbval-ignore-output"}
+    assert sum("nbval-ignore-output" in tag for tag in tags) <= 4
+    assert not any("NBVAL" in cell.source for cell in notebook.cells)
+
+
+@EVERY
+def test_outputs_name_no_place_on_this_machine(path):
+    for cell in code_cells(path):
+        assert str(Path.home()) not in str(cell.outputs) and "/tmp" not in str(cell.outputs)
+
+
+@EVERY
+def test_imports_stand_in_one_cell_and_nothing_is_defined(path):
+    trees = [ast.parse(cell.source) for cell in code_cells(path)]
+    assert sum(any(isinstance(n, ast.Import | ast.ImportFrom) for n in ast.walk(tree)) for tree in trees) == 1
+    assert not [
+        n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef | ast.Lambda)
+    ]
+
+
+@EVERY
+def test_is_of_a_readable_length(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert 30 <= len(notebook.cells) <= 45
+    lengths = sorted(len(cell.source.splitlines()) for cell in code_cells(path)[1:])
+    assert lengths[-1] <= 15 and lengths[len(lengths) // 2] <= 8
+
+
+@EVERY
+def test_the_parameters_cell_holds_every_parameter_with_its_type(path):
+    (cell,) = [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
+    assert cell is code_cells(path)[0] or cell.source == code_cells(path)[0].source
+    schema = SCHEMAS[path.stem]
+    inferred = papermill.inspect_notebook(str(path))
+    assert set(inferred) == set(schema.model_fields)
+    namespace = {}
+    exec(cell.source, namespace)
+    del namespace["__builtins__"], namespace["__annotations__"]
+    smoke = schema(**namespace)
+    assert (smoke.tier, smoke.dataset, smoke.run_dir) == ("smoke", "digits", "")
+    for name, field in schema.model_fields.items():
+        declared = inferred[name]["inferred_type_name"]
+        assert declared == "str" if "Literal" in str(field.annotation) else declared in str(field.annotation)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks" / "tiers").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_tier_is_parameters_of_its_notebook(path):
+    architecture, tier = path.stem.rsplit("-", 1)
+    values = yaml.safe_load(path.read_text())
+    assert SCHEMAS[architecture](**values).tier == tier
+    missing = set(SCHEMAS[architecture].model_fields) - set(values) - {"image_size", "limit", "seed", "run_dir"}
+    assert not missing, "whatever a tier leaves out it takes from the smoke run"
+
+
+def test_every_architecture_has_its_notebook_and_tiers():
+    assert set(SCHEMAS) == {path.stem for path in NOTEBOOKS}
+    for name in SCHEMAS:
+        assert (ROOT / "notebooks" / "tiers" / f"{name}-baseline.yaml").exists()
+
+
+def test_a_mistyped_parameter_stops_a_papermill_run_before_training(tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match="unknown parameter 'epoch'.*'epochs'"):
+        papermill.execute_notebook(
+            NOTEBOOKS[0], tmp_path / "out.ipynb", {"epoch": 3}, cwd=ROOT / "notebooks", progress_bar=False
+        )

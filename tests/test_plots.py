@@ -1,0 +1,39 @@
+import numpy as np
+from matplotlib import pyplot as plt
+
+from patchlib import plots
+
+
+def drawn(figure):
+    return [ax.images[0].get_array() for ax in figure.axes if ax.images]
+
+
+def test_grid_shows_every_picture_with_its_title():
+    pictures = np.random.default_rng(0).random((5, 4, 4))
+    figure = plots.grid(pictures, titles="abcde", columns=3)
+    np.testing.assert_array_equal(drawn(figure), pictures)
+    assert [ax.get_title() for ax in figure.axes] == [*"abcde", ""]
+    assert not plt.get_fignums()  # closed, so a notebook doesn't show it twice
+
+
+def test_patches_are_the_image_cut_along_its_grid():
+    image = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype="uint8")
+    _, cut = drawn(plots.patches(image, 4))
+    assert cut.shape == (10, 10, 3)
+    np.testing.assert_array_equal(cut[1:5, 6:10], image[:4, 4:])
+    assert (cut[5] == 255).all() and (cut[:, 0] == 255).all()
+
+
+def test_filters_share_one_scale_with_zero_in_its_middle():
+    kernels = np.zeros((3, 3, 2))
+    kernels[0, 0, 0], kernels[1, 1, 1] = -2, 1
+    first, second = drawn(plots.filters(kernels))[:2]
+    assert (first[0, 0], second[1, 1], first[2, 2]) == (0, 0.75, 0.5)
+    assert len(drawn(plots.filters(np.ones((2, 2, 3, 6))))) == 6
+
+
+def test_curves_are_the_histories():
+    history = {"loss": [2.0, 1.0], "val_loss": [2.2, 1.5], "accuracy": [0.2, 0.6], "val_accuracy": [0.1, 0.5]}
+    losses, accuracies = plots.learning_curves({"a": {"history": history}}).axes
+    assert [list(line.get_ydata()) for line in losses.lines] == [history["loss"], history["val_loss"]]
+    assert [list(line.get_ydata()) for line in accuracies.lines] == [history["accuracy"], history["val_accuracy"]]

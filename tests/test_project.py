@@ -1,0 +1,73 @@
+"""What holds of the project as a whole: its files agree with each other."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ORDER = ["parameters", "data", "augment", "reference", "layers", "models", "training", "runs", "plots"]
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_a_module_imports_only_what_stands_before_it(name):
+    tree = ast.parse((ROOT / "patchlib" / f"{name}.py").read_text())
+    used = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("patchlib"):
+            parts = node.module.split(".")
+            used |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+    assert used <= set(ORDER[: ORDER.index(name)])
+
+
+def test_no_module_is_missing_from_the_order():
+    assert {path.stem for path in (ROOT / "patchlib").glob("*.py")} == {*ORDER, "__init__"}
+
+
+def test_conda_users_get_the_same_versions():
+    import yaml
+
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert conda[1:] == ["pip"] and re.fullmatch(r"python=3\.1[123]", conda[0])
+    constraint, package = pip["pip"]
+    assert constraint == "--constraint constraints.txt"
+    assert package in (ROOT / "Makefile").read_text()
+    extras = re.fullmatch(r"--editable \.\[(.*)\]", package)[1].split(",")
+    assert set(extras) <= set(project["optional-dependencies"])
+
+
+def test_every_dependency_is_locked():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = sum(project["optional-dependencies"].values(), project["dependencies"])
+    locked = set(re.findall(r"^([a-z0-9-]+)==", (ROOT / "constraints.txt").read_text(), re.M))
+    assert {re.match(r"[\w-]+", requirement)[0] for requirement in wanted} <= locked
+    assert "://" not in (ROOT / "constraints.txt").read_text()
+
+
+def test_readme_is_short_and_names_what_exists():
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 150
+    for target in re.findall(r"\]\((?!http|#)([^)]+)\)", readme):
+        assert (ROOT / target).exists(), target
+    for target in re.findall(r"^ *make ([a-z]+)", readme, re.M):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target
+
+
+def test_import_takes_less_than_a_second_beyond_keras():
+    program = "import keras, time; start = time.perf_counter(); import patchlib; print(time.perf_counter() - start)"
+    times = [
+        float(
+            subprocess.run(
+                [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ
+            ).stdout
+        )
+        for _ in range(2)
+    ]
+    assert min(times) < 1

@@ -1,0 +1,188 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from test_training import RECIPE, changed, small_model, tiny
+
+from patchlib import runs, training
+from patchlib.parameters import ConvMixer
+
+KEYS = [
+    "schema",
+    "architecture",
+    "tier",
+    "parameters",
+    "effective_weight_decay",
+    "seed",
+    "dataset",
+    "model",
+    "history",
+    "best_epoch",
+    "metrics",
+    "time",
+    "hardware",
+    "versions",
+    "command",
+    "started",
+    "finished",
+]
+
+
+def names(folder):
+    return sorted(path.name for path in folder.rglob("*"))
+
+
+def test_a_run_leaves_a_card_and_a_model_in_its_folder_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    card = runs.train(small_model(), tiny(), RECIPE, tmp_path / "run")
+    assert names(tmp_path) == ["model.keras", "run", "run.json"]
+    assert list(card) == KEYS
+    assert runs.load_card(tmp_path / "run") == card == json.loads((tmp_path / "run" / "run.json").read_text())
+    assert card["dataset"] == {"name": "tiny", "fingerprint": "tiny-0", "train": 48, "validation": 12, "test": 12}
+    assert card["effective_weight_decay"] == RECIPE.learning_rate * RECIPE.weight_decay
+    assert {len(values) for values in card["history"].values()} == {RECIPE.epochs}
+    assert card["metrics"]["test_top5"] is None  # of three classes
+    loaded, test = keras.saving.load_model(tmp_path / "run" / "model.keras"), tiny().test
+    counted = (loaded.predict(test.images, verbose=0).argmax(axis=1) == test.labels).mean()
+    np.testing.assert_allclose(card["metrics"]["test_accuracy"], counted, atol=1e-6)
+
+
+def test_the_test_set_is_read_once_and_at_the_end(tmp_path, monkeypatch):
+    data, asked, evaluate = tiny(), [], training.evaluate
+    monkeypatch.setattr(training, "evaluate", lambda m, split, *a: asked.append(split) or evaluate(m, split, *a))
+    runs.train(small_model(), data, RECIPE, tmp_path)
+    assert [split is data.test for split in asked] == [False] * RECIPE.epochs + [True]
+
+
+def test_a_finished_run_is_not_overwritten(tmp_path):
+    runs.train(small_model(), tiny(), RECIPE, tmp_path)
+    before = (tmp_path / "run.json").read_bytes(), (tmp_path / "model.keras").read_bytes()
+    with pytest.raises(runs.RunError, match=r"holds a finished run \(test accuracy .*choose another"):
+        runs.train(small_model(), tiny(), RECIPE, tmp_path)
+    with pytest.raises(runs.RunError, match="holds a finished run"):
+        runs.new_folder(ConvMixer(run_dir=str(tmp_path)), "convmixer")
+    assert before == ((tmp_path / "run.json").read_bytes(), (tmp_path / "model.keras").read_bytes())
+
+
+def test_folders_by_default_are_new(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATCHLIB_RUNS", str(tmp_path))
+    p = ConvMixer(dataset="/somewhere/photos", seed=3)
+    made = [runs.new_folder(p, "convmixer").name for _ in range(3)]
+    assert made == ["convmixer-smoke-photos-seed3", "convmixer-smoke-photos-seed3-2", "convmixer-smoke-photos-seed3-3"]
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_an_interrupted_run_resumes_to_the_same_end(tmp_path, monkeypatch, after, ema):
+    recipe = changed(schedule="one_cycle", ema=ema)
+    whole, resumed = small_model(), small_model()
+    expected = runs.train(whole, tiny(), recipe, tmp_path / "whole")
+    keep = runs._checkpoint
+
+    def stop(folder, identity, progress, started):
+        keep(folder, identity, progress, started)
+        if progress.epoch == after:
+            raise Stop
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(runs, "_checkpoint", stop)
+        runs.train(resumed, tiny(), recipe, tmp_path / "run")
+    assert "run.json" not in names(tmp_path / "run")
+    fresh = small_model(seed=99)
+    card = runs.train(fresh, tiny(), recipe, tmp_path / "run")
+    for name, values in expected["history"].items():
+        assert name == "seconds" or card["history"][name] == values
+    for a, b in zip(whole.get_weights(), fresh.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert card["metrics"] == expected["metrics"]
+
+
+def test_another_run_in_the_folder_is_named(tmp_path, monkeypatch):
+    keep = runs._checkpoint
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(runs, "_checkpoint", lambda *a: keep(*a) or (_ for _ in ()).throw(Stop))
+        runs.train(small_model(), tiny(), RECIPE, tmp_path)
+    with pytest.raises(runs.RunError, match="another run.*batch_size is 12 there and 6 here"):
+        runs.train(small_model(), tiny(), changed(batch_size=6), tmp_path)
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_training import RECIPE, changed, small_model, tiny
+from patchlib import runs
+recipe = changed(epochs={epochs})
+print(runs.train(small_model(), tiny(), recipe, {folder!r})["history"]["loss"])
+"""
+
+
+def test_a_killed_run_leaves_nothing_half_written_and_goes_on(tmp_path):
+    program = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "run"), epochs=12)
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=os.environ)
+    while not any((tmp_path / "run").glob("checkpoint-*[0-9]")) and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    left = names(tmp_path / "run")
+    assert "run.json" not in left and "model.keras" not in left
+    again = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ, check=True)
+    whole = runs.train(small_model(), tiny(), changed(epochs=12), tmp_path / "whole")
+    assert "continuing after epoch" in again.stdout
+    assert json.loads(again.stdout.splitlines()[-1]) == whole["history"]["loss"]
+    assert names(tmp_path / "run") == ["model.keras", "run.json"]
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path):
+    import filelock
+
+    with filelock.FileLock(tmp_path / ".lock"), pytest.raises(runs.RunError, match="in use by another process"):
+        runs.train(small_model(), tiny(), RECIPE, tmp_path)
+
+
+def test_a_model_that_does_not_fit_the_data_is_refused_before_training(tmp_path):
+    with pytest.raises(ValueError, match=r"takes \(8, 8, 3\).*images of \(6, 6, 3\)"):
+        from patchlib import models
+
+        runs.train(models.convmixer((8, 8, 3), 3, dim=4, depth=1), tiny(), RECIPE, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_cards_are_read_strictly(tmp_path):
+    with pytest.raises(runs.RunError, match="holds no finished run"):
+        runs.load_card(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(runs.RunError, match="isn't a run card"):
+        runs.load_card(tmp_path)
+    (tmp_path / "run.json").write_text('{"schema": 0}')
+    with pytest.raises(runs.RunError, match="schema"):
+        runs.load_cards(tmp_path)
+    assert runs.load_cards(tmp_path / "nowhere") == []
+
+
+def test_table_gives_mean_spread_and_number_of_seeds():
+    def card(accuracy, seed, tier="tuned"):
+        return {
+            "architecture": "convmixer",
+            "tier": tier,
+            "seed": seed,
+            "dataset": {"name": "cifar10", "train": 45000},
+            "history": {"loss": [1.0, 0.5]},
+            "model": {"parameters": 602890},
+            "metrics": {"test_accuracy": accuracy},
+            "time": {"seconds": 100.0},
+        }
+
+    rows = runs.table([card(0.91, 0), card(0.93, 1), card(0.80, 0, "baseline")]).splitlines()
+    assert rows[2] == "| convmixer | baseline | cifar10 | 45,000 | 2 | 602,890 | 80.00 | 1 | 100 |"
+    assert rows[3] == "| convmixer | tuned | cifar10 | 45,000 | 2 | 602,890 | 92.00 ± 1.41 | 2 | 100 |"
