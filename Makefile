@@ -13,7 +13,7 @@ ifdef PATCHLIB_DATA
 export PATCHLIB_DATA := $(abspath $(PATCHLIB_DATA))
 endif
 
-PAPERMILL = $(PY) -m papermill notebooks/$(NB).ipynb $(RUN)/$(NB).ipynb --cwd notebooks --log-output --no-progress-bar \
+PAPERMILL = $(PY) -m papermill notebooks/$(NB).ipynb $(RUN)/$(NB).ipynb --cwd notebooks --stdout-file - \
 	$(if $(filter-out smoke,$(TIER)),-f notebooks/tiers/$(NB)-$(TIER).yaml) \
 	-p run_dir "$(abspath $(RUN))" -p seed $(SEED) $(if $(DATA),-p dataset "$(DATA_PATH)") \
 	$(if $(LIMIT),-p limit $(LIMIT)) $(if $(EPOCHS),-p epochs $(EPOCHS)) $(ARGS)
@@ -28,7 +28,8 @@ run: .venv/ready  ## run a notebook: make run NB=convmixer TIER=tuned DATA=cifar
 		{ echo "TIER=$(TIER): there are smoke $(patsubst $(NB)-%,%,$(notdir $(basename $(wildcard notebooks/tiers/$(NB)-*.yaml))))"; exit 2; }
 	@if test -f "$(RUN)/run.json"; then echo "$(RUN) holds this run, finished; RUN=another/folder makes a new one"; \
 		else mkdir -p "$(RUN)" && $(PAPERMILL); fi
-	@$(PY) -m patchlib.runs "$(RUN)"
+	@sed -n 's/.*"test_accuracy": \([^,]*\).*/test accuracy: \1/p' "$(RUN)/run.json"
+	@echo "notebook: $(RUN)/$(NB).ipynb"; echo "run card: $(RUN)/run.json"; echo "model:    $(RUN)/model.keras"
 
 test: .venv/ready .venv-jax/ready  ## all that CI runs: ruff, unit tests on TensorFlow and JAX, every notebook's outputs
 	.venv/bin/ruff check .

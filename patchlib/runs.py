@@ -308,17 +308,3 @@ def _difference(old, new):
     old, new = (run | run["parameters"] for run in (old, new))
     name = next(n for n in new if n != "parameters" and old.get(n) != new[n])
     return f"{name} is {old.get(name)!r} there and {new[name]!r} here"
-
-
-def main(folder: str) -> None:
-    """Say in a few lines what a finished run reached and where its files are."""
-    card, folder = load_card(folder), Path(folder)
-    data = card["dataset"]
-    print(f"test accuracy {card['metrics']['test_accuracy']:.4f} on {data['test']} images of {data['name']}")
-    for what, name in {"notebook": f"{card['architecture']}.ipynb", "run card": CARD, "model": MODEL}.items():
-        if (folder / name).exists():
-            print(f"{what:9} {folder / name}")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
