@@ -5,10 +5,10 @@ PY := .venv/bin/python
 NB := convmixer
 TIER := smoke
 SEED := 0
-RUN = runs/$(NB)-$(TIER)$(if $(DATA),-$(notdir $(basename $(DATA))))-seed$(SEED)
+RUN = runs/$(NB)-$(TIER)$(DATA:%=-$(notdir $(basename $(DATA:%/=%))))$(LIMIT:%=-limit%)$(EPOCHS:%=-epochs%)-seed$(SEED)
 
-# A relative path means the same to the notebook, which runs in notebooks/, as it does here.
-DATA_PATH = $(if $(findstring /,$(DATA))$(filter %.npz,$(DATA)),$(abspath $(DATA)),$(DATA))
+# A path here means the same to the notebook, which runs in notebooks/.
+DATA_PATH = $(or $(filter digits cifar10 cifar100,$(DATA)),$(abspath $(wildcard $(DATA))),$(DATA))
 ifdef PATCHLIB_DATA
 export PATCHLIB_DATA := $(abspath $(PATCHLIB_DATA))
 endif
@@ -26,7 +26,7 @@ run: .venv/ready  ## run a notebook: make run NB=convmixer TIER=tuned DATA=cifar
 	@test -f notebooks/$(NB).ipynb || { echo "NB=$(NB): there are $(notdir $(basename $(wildcard notebooks/*.ipynb)))"; exit 2; }
 	@test "$(TIER)" = smoke -o -f notebooks/tiers/$(NB)-$(TIER).yaml || \
 		{ echo "TIER=$(TIER): there are smoke $(patsubst $(NB)-%,%,$(notdir $(basename $(wildcard notebooks/tiers/$(NB)-*.yaml))))"; exit 2; }
-	@if test -f "$(RUN)/run.json"; then echo "$(RUN) holds this run, finished; RUN=another/folder makes a new one"; \
+	@if test -f "$(RUN)/run.json"; then echo "$(RUN) holds a finished run; RUN=another/folder makes a new one"; \
 		else mkdir -p "$(RUN)" && $(PAPERMILL); fi
 	@sed -n 's/.*"test_accuracy": \([^,]*\).*/test accuracy: \1/p' "$(RUN)/run.json"
 	@echo "notebook: $(RUN)/$(NB).ipynb"; echo "run card: $(RUN)/run.json"; echo "model:    $(RUN)/model.keras"

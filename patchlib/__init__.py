@@ -1,7 +1,7 @@
 """Patch-based image classifiers to read, train and take apart: data, layers, models, training, runs and plots.
 
 The way of the data is the order of the modules; each imports only what stands before it:
-``parameters -> data -> augment -> reference -> layers -> models -> training -> runs -> plots``.
+``parameters -> data -> augment -> reference -> layers -> models -> training -> runs -> checks -> plots``.
 """
 
 import os
@@ -12,12 +12,13 @@ os.environ.setdefault(
     "TF_CPP_MIN_LOG_LEVEL", "2"
 )  # must precede TensorFlow's import; its start-up chatter is no output
 
-from patchlib import augment, data, layers, models, parameters, reference, runs, training
+from patchlib import augment, checks, data, layers, models, parameters, reference, runs, training
 from patchlib.data import load_data
 from patchlib.runs import train
 
 __all__ = [
     "augment",
+    "checks",
     "data",
     "layers",
     "load_data",

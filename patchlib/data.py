@@ -63,6 +63,16 @@ class Data:
         return self.train.images.shape[1:]
 
     @property
+    def mean(self) -> list[float]:
+        """Mean of each channel over the training images, in units of 0 to 255."""
+        return self.train.images.mean(axis=(0, 1, 2)).tolist()
+
+    @property
+    def std(self) -> list[float]:
+        """Standard deviation of each channel over the training images, in units of 0 to 255."""
+        return self.train.images.std(axis=(0, 1, 2)).tolist()
+
+    @property
     def num_classes(self) -> int:
         return len(self.classes)
 
@@ -77,9 +87,7 @@ class Data:
         }
 
 
-def load_data(
-    name: str, *, image_size: int | None = None, limit: int | None = None, validation: str = "stratified"
-) -> Data:
+def load_data(name: str, *, image_size: int = 0, limit: int = 0, validation: str = "stratified") -> Data:
     """Load a data set into memory.
 
     Args:
@@ -87,9 +95,9 @@ def load_data(
             (``$PATCHLIB_DATA/<name>.npz`` if it's there, else Keras' download), the path of an ``.npz`` file in Keras'
             layout (x_train, y_train, x_test, y_test, and class names in ``classes`` if wanted), or the path of a folder
             ``train/<class>/*.png|jpg`` with an optional ``test/<class>/``. Without it a fifth of each class tests.
-        image_size: bring every image to this many pixels a side (the middle square, bicubic). None keeps the size, and
+        image_size: bring every image to this many pixels a side (the middle square, bicubic). 0 keeps the size, and
             a folder's images must then be of one size.
-        limit: keep at most this many training images, the same ones each time; validation and test stay whole.
+        limit: keep at most this many training images, the same ones each time; 0 keeps all. The others stay whole.
         validation: which tenth of the training images validates: "stratified" (of each class, the same ones each time),
             or the "first" or the "last" of them, as Keras' examples do.
 
@@ -128,7 +136,7 @@ def load_data(
             f"validation: received {validation!r} for {len(train)} training images, accepted: 'stratified', "
             "or 'first' or 'last' for 10 images and more."
         )
-    if limit is not None:
+    if limit:
         train = _take(train, np.sort(np.random.default_rng(0).permutation(len(train))[:limit]))
     return Data(str(name), train, held_out, test, tuple(classes), _fingerprint(train, held_out, test))
 
@@ -160,8 +168,8 @@ def _fingerprint(*splits: Split) -> str:
     return digest.hexdigest()
 
 
-def _resized(split: Split, size: int | None) -> Split:
-    if size is None or split.images.shape[1:3] == (size, size):
+def _resized(split: Split, size: int) -> Split:
+    if not size or split.images.shape[1:3] == (size, size):
         return split
     fitted = [ImageOps.fit(Image.fromarray(image), (size, size)) for image in split.images]
     return Split(np.stack([np.asarray(image) for image in fitted]), split.labels)
@@ -261,7 +269,7 @@ def _pictures(folder, classes, size):
                     picture = ImageOps.exif_transpose(picture).convert("RGB")
             except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
                 raise DataError(f"{file} can't be read as a picture ({error}).") from error
-            if size is not None:
+            if size:
                 picture = ImageOps.fit(picture, (size, size))
             first = first or (file, picture.size)
             if picture.size != first[1]:

@@ -1,6 +1,20 @@
 """The classifiers: functional Keras models from raw images (0 to 255) to logits.
 
-Layers carry names to ask for: ``rescale``, ``stem``, ``block_0`` ... , ``pool``, ``head``.
+Layers carry names to ask for: ``rescale``, ``stem``, ``block_0`` ..., ``pool``, ``head``, and where there is one
+``resize``, ``position``, ``norm``. The defaults are the Keras examples'; each docstring names the papers' values.
+
+Arguments that all of them take:
+
+- input_shape: (height, width, channels) of the images, in pixels; num_classes: number of logits.
+- dim: width of a patch's vector; depth: number of blocks.
+- activation: name or function; "gelu" is the exact one, by the error function.
+- mean, std: pixels enter as ``(pixel - mean) / std``; a number, or one per channel, in units of 0 to 255.
+- dtype: dtype policy, such as "mixed_bfloat16"; the logits stay float32.
+- name: of the model.
+
+All return a ``keras.Model`` from (N, height, width, channels) of any real dtype to float32 logits (N, num_classes), and
+raise ``ValueError`` for a size that isn't a positive integer, a rate out of range, or patches that don't tile the
+image.
 """
 
 import keras
@@ -32,34 +46,283 @@ def convmixer(
     (kernel 7, patch 7) and 1024/20 (kernel 9, patch 14). PyTorch's BatchNorm has momentum 0.9 and epsilon 1e-5.
 
     Args:
-        input_shape: (height, width, channels) of the images, in pixels.
-        num_classes: number of logits.
-        dim: channels of the patch embedding, the paper's h.
-        depth: number of blocks, the paper's d.
+        dim, depth: the paper's h and d.
         kernel_size: of the depthwise convolutions, in patches, the paper's k.
-        patch_size: pixels a side, the paper's p; must divide height and width.
-        activation: name or function of the activation.
+        patch_size: pixels a side, the paper's p.
         batchnorm_momentum: of the moving averages.
         batchnorm_epsilon: added to the variances.
-        mean, std: pixels enter as ``(pixel - mean) / std``; a number, or one per channel, in units of 0 to 255.
-        dtype: dtype policy, such as "mixed_bfloat16"; the logits stay float32.
-        name: of the model.
-
-    Returns:
-        A ``keras.Model`` from (N, height, width, channels) of any real dtype to float32 logits (N, num_classes).
-
-    Raises:
-        ValueError: a size isn't a positive integer, or the patches don't tile the image.
     """
     norm = {"activation": activation, "momentum": batchnorm_momentum, "epsilon": batchnorm_epsilon, "dtype": dtype}
-    images = keras.Input(input_shape, name="images")
-    x = _rescale(mean, std, dtype)(images)
+    images, x = _images(input_shape, mean, std, 0, dtype)
     x = layers.ConvStem(dim, patch_size, name="stem", **norm)(x)
     for i in range(depth):
         x = layers.ConvMixerBlock(dim, kernel_size, name=f"block_{i}", **norm)(x)
     x = keras.layers.GlobalAveragePooling2D(name="pool", dtype=dtype)(x)
-    logits = keras.layers.Dense(num_classes, name="head", dtype="float32")(x)
-    return keras.Model(images, logits, name=name)
+    return _model(images, x, num_classes, 0.0, name)
+
+
+def cct(
+    input_shape=(32, 32, 3),
+    num_classes=10,
+    *,
+    dim=128,
+    depth=2,
+    heads=2,
+    key_dim=128,
+    mlp_dim=128,
+    conv_layers=2,
+    conv_dim=64,
+    kernel_size=3,
+    stride=1,
+    padding="after_activation",
+    position=True,
+    dropout=0.1,
+    attention_dropout=0.1,
+    stochastic_depth=0.1,
+    qkv_bias=True,
+    activate_output=True,
+    skip="input",
+    activation="gelu",
+    epsilon=1e-5,
+    mean=0.0,
+    std=255.0,
+    dtype="float32",
+    name="cct",
+):
+    """Compact Convolutional Transformer (Hassani et al., "Escaping the Big Data Paradigm", 2021, fig. 2).
+
+    The defaults are the Keras example's: 416,331 parameters. CCT-2/3x2 as the authors' code has it, 283,723 parameters:
+    key_dim 64 (dim / heads), padding "symmetric", qkv_bias False, activate_output False, skip "normalized", dropout 0.
+    CCT-7/3x1 differs from that in dim 256, depth 7, heads 4, mlp_dim 512, conv_layers 1.
+
+    Args:
+        heads, key_dim: number and width of the attention heads.
+        mlp_dim: width of the blocks' MLPs.
+        conv_layers, conv_dim: number of convolutions in the tokenizer, and the channels of all but the last.
+        kernel_size, stride, padding: of those convolutions, see ``layers.ConvTokenizer``.
+        position: add a learned position embedding.
+        dropout: in the MLPs; attention_dropout: on the attention weights.
+        stochastic_depth: rate in the last block, growing linearly from 0 in the first.
+        qkv_bias, activate_output, skip: see ``layers.TransformerBlock``.
+        epsilon: of the LayerNorms.
+    """
+    images, x = _images(input_shape, mean, std, 0, dtype)
+    channels = (conv_dim,) * (conv_layers - 1) + (dim,)
+    x = layers.ConvTokenizer(channels, kernel_size, stride, padding=padding, name="stem", dtype=dtype)(x)
+    if position:
+        x = layers.PositionEmbedding("uniform", name="position", dtype=dtype)(x)
+    for i, rate in enumerate(np.linspace(0, stochastic_depth, depth).tolist()):
+        x = layers.TransformerBlock(
+            heads,
+            key_dim,
+            mlp_dim,
+            activation,
+            dropout,
+            attention_dropout,
+            rate,
+            qkv_bias,
+            activate_output,
+            skip,
+            epsilon,
+            name=f"block_{i}",
+            dtype=dtype,
+        )(x)
+    x = keras.layers.LayerNormalization(epsilon=epsilon, name="norm", dtype=dtype)(x)
+    x = layers.SequencePooling(name="pool", dtype=dtype)(x)
+    return _model(images, x, num_classes, 0.0, name)
+
+
+def mlp_mixer(
+    input_shape=(32, 32, 3),
+    num_classes=100,
+    *,
+    resize=64,
+    patch_size=8,
+    dim=256,
+    depth=4,
+    tokens_dim=64,
+    channels_dim=64,
+    shared_norm=True,
+    final_norm=False,
+    dropout=0.2,
+    head_dropout=0.2,
+    activation="gelu",
+    epsilon=1e-6,
+    mean=0.0,
+    std=255.0,
+    dtype="float32",
+    name="mlp_mixer",
+):
+    """MLP-Mixer (Tolstikhin et al., "MLP-Mixer: An all-MLP Architecture for Vision", 2021, fig. 1).
+
+    The defaults are the Keras example's: 242,788 parameters. The paper has tokens_dim = dim / 2, channels_dim = 4 dim,
+    shared_norm False and final_norm True: 2,248,292 parameters at this size. Its Mixer-S/16 is (224, 224, 3), resize 0,
+    patch 16, dim 512, depth 8, tokens_dim 256, channels_dim 2048.
+
+    Args:
+        resize: pixels a side to which images are brought first, bilinearly; 0 leaves them.
+        patch_size: pixels a side.
+        tokens_dim, channels_dim: widths of the blocks' two MLPs, the paper's D_S and D_C.
+        shared_norm: see ``layers.MixerBlock``; final_norm: a LayerNorm before pooling.
+        dropout: in the blocks; head_dropout: before the head.
+        epsilon: of the LayerNorms.
+    """
+    images, x = _images(input_shape, mean, std, resize, dtype)
+    x = layers.PatchEmbedding(dim, patch_size, name="stem", dtype=dtype)(x)
+    block = {"activation": activation, "dropout": dropout, "shared_norm": shared_norm, "epsilon": epsilon}
+    for i in range(depth):
+        x = layers.MixerBlock(tokens_dim, channels_dim, name=f"block_{i}", dtype=dtype, **block)(x)
+    return _model(images, _mean_pool(x, final_norm, epsilon, dtype), num_classes, head_dropout, name)
+
+
+def fnet(
+    input_shape=(32, 32, 3),
+    num_classes=100,
+    *,
+    resize=64,
+    patch_size=8,
+    dim=256,
+    depth=4,
+    hidden_dim=256,
+    position=True,
+    dropout=0.2,
+    head_dropout=0.2,
+    activation="gelu",
+    epsilon=1e-6,
+    mean=0.0,
+    std=255.0,
+    dtype="float32",
+    name="fnet",
+):
+    """FNet on patches (Lee-Thorp et al., "FNet: Mixing Tokens with Fourier Transforms", 2022, fig. 1).
+
+    The defaults are the Keras example's: 621,924 parameters. The paper has hidden_dim = 4 dim and epsilon 1e-12.
+
+    Args:
+        resize: pixels a side to which images are brought first, bilinearly; 0 leaves them.
+        patch_size: pixels a side.
+        hidden_dim: width of the blocks' MLPs.
+        position: add a learned position embedding.
+        dropout: in the blocks; head_dropout: before the head.
+        epsilon: of the LayerNorms.
+    """
+    images, x = _images(input_shape, mean, std, resize, dtype)
+    x = layers.PatchEmbedding(dim, patch_size, name="stem", dtype=dtype)(x)
+    if position:
+        x = layers.PositionEmbedding(name="position", dtype=dtype)(x)
+    for i in range(depth):
+        x = layers.FNetBlock(hidden_dim, activation, dropout, epsilon, name=f"block_{i}", dtype=dtype)(x)
+    return _model(images, _mean_pool(x, False, epsilon, dtype), num_classes, head_dropout, name)
+
+
+def gmlp(
+    input_shape=(32, 32, 3),
+    num_classes=100,
+    *,
+    resize=64,
+    patch_size=8,
+    dim=256,
+    depth=4,
+    hidden_dim=512,
+    skip="normalized",
+    gate_stddev=0.0,
+    final_norm=False,
+    dropout=0.2,
+    head_dropout=0.2,
+    activation="gelu",
+    epsilon=1e-6,
+    mean=0.0,
+    std=255.0,
+    dtype="float32",
+    name="gmlp",
+):
+    """gMLP (Liu et al., "Pay Attention to MLPs", 2021, fig. 1).
+
+    The defaults are the Keras example's: 885,348 parameters. The paper has hidden_dim = 6 dim, skip "input", a gate
+    that starts near zero (gate_stddev 1e-6 in timm) and final_norm True. Its gMLP-S/16, 19,422,656 parameters, is
+    (224, 224, 3), resize 0, patch 16, dim 256, depth 30, hidden_dim 1536, 1000 classes.
+
+    Args:
+        resize: pixels a side to which images are brought first, bilinearly; 0 leaves them.
+        patch_size: pixels a side.
+        hidden_dim: width of the blocks before the gate halves it.
+        skip, gate_stddev: see ``layers.GMLPBlock``; final_norm: a LayerNorm before pooling.
+        dropout: in the blocks; head_dropout: before the head.
+        epsilon: of the LayerNorms.
+    """
+    images, x = _images(input_shape, mean, std, resize, dtype)
+    x = layers.PatchEmbedding(dim, patch_size, name="stem", dtype=dtype)(x)
+    for i in range(depth):
+        x = layers.GMLPBlock(
+            hidden_dim, activation, dropout, skip, gate_stddev, epsilon, name=f"block_{i}", dtype=dtype
+        )(x)
+    return _model(images, _mean_pool(x, final_norm, epsilon, dtype), num_classes, head_dropout, name)
+
+
+def vit(
+    input_shape=(32, 32, 3),
+    num_classes=10,
+    *,
+    patch_size=4,
+    dim=128,
+    depth=4,
+    heads=4,
+    mlp_dim=256,
+    pool="token",
+    dropout=0.1,
+    attention_dropout=0.0,
+    stochastic_depth=0.0,
+    activation="gelu",
+    epsilon=1e-6,
+    mean=0.0,
+    std=255.0,
+    dtype="float32",
+    name="vit",
+):
+    """Vision Transformer (Dosovitskiy et al., "An Image is Worth 16x16 Words", 2021, fig. 1).
+
+    The defaults are of this project's other models' size; the head starts near zero, as in timm. The paper has
+    mlp_dim = 4 dim; ViT-B/16, 86,567,656 parameters with a head for 1000 classes, is (224, 224, 3), patch 16, dim 768,
+    depth 12, heads 12, mlp_dim 3072.
+
+    Args:
+        patch_size: pixels a side.
+        heads: number of attention heads; must divide dim.
+        mlp_dim: width of the blocks' MLPs.
+        pool: "token", the class token's output, as in the paper; or "mean", the mean over places, without the token.
+        dropout: in the MLPs and after the position embedding; attention_dropout: on the attention weights.
+        stochastic_depth: rate in the last block, growing linearly from 0 in the first.
+        epsilon: of the LayerNorms.
+    """
+    if not isinstance(heads, int) or heads < 1 or dim % heads:
+        raise ValueError(f"`heads` must divide `dim`. Received: heads={heads!r}, dim={dim!r}")
+    if pool not in ("token", "mean"):
+        raise ValueError(f"`pool` must be 'token' or 'mean'. Received: pool={pool!r}")
+    images, x = _images(input_shape, mean, std, 0, dtype)
+    x = layers.PatchEmbedding(dim, patch_size, name="stem", dtype=dtype)(x)
+    if pool == "token":
+        x = layers.ClassToken(name="token", dtype=dtype)(x)
+    x = layers.PositionEmbedding("uniform", name="position", dtype=dtype)(x)
+    x = keras.layers.Dropout(dropout, name="drop", dtype=dtype)(x)
+    for i, rate in enumerate(np.linspace(0, stochastic_depth, depth).tolist()):
+        x = layers.TransformerBlock(
+            heads,
+            dim // heads,
+            mlp_dim,
+            activation,
+            dropout,
+            attention_dropout,
+            rate,
+            epsilon=epsilon,
+            name=f"block_{i}",
+            dtype=dtype,
+        )(x)
+    if pool == "mean":
+        x = _mean_pool(x, True, epsilon, dtype)
+    else:
+        x = keras.layers.LayerNormalization(epsilon=epsilon, name="norm", dtype=dtype)(x)
+        x = layers.TokenPooling(name="pool", dtype=dtype)(x)
+    return _model(images, x, num_classes, 0.0, name, keras.initializers.TruncatedNormal(stddev=0.02))
 
 
 def intermediates(model: keras.Model) -> keras.Model:
@@ -67,7 +330,87 @@ def intermediates(model: keras.Model) -> keras.Model:
     return keras.Model(model.input, {layer.name: layer.output for layer in model.layers})
 
 
-def _rescale(mean, std, dtype):
-    """The layer that computes ``(pixel - mean) / std``."""
+def cost(model: keras.Model) -> dict[str, dict[str, int]]:
+    """Trainable parameters, and multiply-adds for one image, of what mixes "space" and of the rest, "channels".
+
+    A part that lets places talk to each other counts as mixing space with all it has: attention with its projections,
+    a convolution larger than 1 x 1, a Fourier transform. Norms, activations and resizing count no multiply-adds.
+    """
+    parameters, multiply_adds = {"space": 0, "channels": 0}, {"space": 0, "channels": 0}
+    for layer in model.layers:
+        spatial = getattr(layer, "mixes_space", ())
+        for weight in layer.trainable_weights:
+            part = weight.path.split(f"{layer.name}/", 1)[-1]
+            mixes = "space" if part.startswith(spatial) else "channels"
+            parameters[mixes] += int(np.prod(weight.shape))
+        if hasattr(layer, "multiply_adds"):
+            for mixes, count in layer.multiply_adds(layer.input.shape).items():
+                multiply_adds[mixes] += count
+        elif isinstance(layer, keras.layers.Dense):
+            multiply_adds["channels"] += int(np.prod(layer.kernel.shape))
+    return {"parameters": parameters, "multiply_adds": multiply_adds}
+
+
+def cost_table(highlight: str = "") -> str:
+    """All six at their defaults as a Markdown table: who mixes space, who mixes channels, and at what cost."""
+    lines = [
+        "| | mixes space | mixes channels | parameters: space | channels | multiply-adds: space | channels |",
+        "|---|---|---|--:|--:|--:|--:|",
+    ]
+    for build, (space, channels) in _MIXERS.items():
+        counted, mark = cost(build()), "**" if build.__name__ == highlight else ""
+        numbers = [f"{counted[what][mixes]:,}" for what in counted for mixes in ("space", "channels")]
+        lines.append(f"| {mark}{build.__name__}{mark} | {space} | {channels} | {' | '.join(numbers)} |")
+    return "\n".join(lines)
+
+
+_MIXERS = {
+    convmixer: ("depthwise convolution", "pointwise convolution"),
+    cct: ("attention, convolutions in the tokenizer", "MLP"),
+    mlp_mixer: ("MLP over places, the same for every image", "MLP"),
+    fnet: ("Fourier transform, no weights", "the same transform, MLP"),
+    gmlp: ("one matrix over places, as a gate", "linear layers around the gate"),
+    vit: ("attention", "MLP"),
+}
+
+
+def audit_table(build, steps: dict[str, dict]) -> str:
+    """Trainable parameters as a Markdown table, one changed argument after the other.
+
+    Args:
+        build: a builder of this module.
+        steps: words for each step, and the arguments that it changes; they add up.
+    """
+    lines, arguments, before = ["| | parameters | difference |", "|---|--:|--:|"], {}, None
+    for words, changes in steps.items():
+        arguments |= changes
+        count = sum(cost(build(**arguments))["parameters"].values())
+        lines.append(f"| {words} | {count:,} | {'' if before is None else f'{count - before:+,}'} |")
+        before = count
+    return "\n".join(lines)
+
+
+def _images(input_shape, mean, std, resize, dtype):
+    """The input, and the images as the first layer sees them."""
+    images = keras.Input(input_shape, name="images")
     mean, std = np.broadcast_arrays(np.asarray(mean, float), np.asarray(std, float))
-    return keras.layers.Rescaling((1 / std).tolist(), (-mean / std).tolist(), name="rescale", dtype=dtype)
+    x = keras.layers.Rescaling((1 / std).tolist(), (-mean / std).tolist(), name="rescale", dtype=dtype)(images)
+    if resize:
+        x = keras.layers.Resizing(resize, resize, name="resize", dtype=dtype)(x)
+    return images, x
+
+
+def _mean_pool(x, norm, epsilon, dtype):
+    """The mean over places, after a LayerNorm if wanted."""
+    if norm:
+        x = keras.layers.LayerNormalization(epsilon=epsilon, name="norm", dtype=dtype)(x)
+    return keras.layers.GlobalAveragePooling1D(name="pool", dtype=dtype)(x)
+
+
+def _model(images, x, num_classes, dropout, name, head_initializer="glorot_uniform"):
+    """The model that ends in a linear head."""
+    if dropout:
+        x = keras.layers.Dropout(dropout, name="head_drop")(x)
+    head = keras.layers.Dense(num_classes, kernel_initializer=head_initializer, name="head", dtype="float32")
+    logits = head(x)
+    return keras.Model(images, logits, name=name)

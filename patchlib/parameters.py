@@ -5,6 +5,7 @@ injects a mistyped name without a word, and YAML reads ``1e-3`` as text: the cla
 """
 
 import difflib
+import inspect
 from types import ModuleType
 from typing import Literal, Self
 
@@ -73,6 +74,10 @@ class _Checked(pydantic.BaseModel):
         first = namespace.setdefault("_parameter_names", {n for n in values if not callable(values[n])})
         return cls(**{name: value for name, value in values.items() if name in first or name in cls.model_fields})
 
+    def arguments(self, function) -> dict:
+        """The parameters that a function takes by name: ``models.cct(shape, classes, **p.arguments(models.cct))``."""
+        return {name: getattr(self, name) for name in inspect.signature(function).parameters if hasattr(self, name)}
+
 
 class Recipe(_Checked):
     """How a model is trained; what ``patchlib.train`` reads.
@@ -84,15 +89,17 @@ class Recipe(_Checked):
     epochs: int = Field(1, ge=1, description="passes over the training images")
     batch_size: int = Field(128, ge=1)
     learning_rate: float = Field(1e-3, gt=0, description="peak of the schedule")
-    schedule: Literal["constant", "one_cycle", "cosine"] = "constant"
+    schedule: Literal["constant", "one_cycle", "cosine", "plateau"] = "constant"
     warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up of the cosine schedule, in epochs")
     weight_decay: float = Field(1e-4, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     ema: float = Field(0.0, ge=0, lt=1, description="momentum of the weights' moving average; 0 turns it off")
     flip: bool = Field(True, description="mirror each training image with probability one half")
     pad: int = Field(0, ge=0, description="pixels of zero padding before each training image is cropped back")
+    zoom: float = Field(0.0, ge=0, lt=1, description="each training image is zoomed by up to this share, out or in")
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     select_by: Literal["val_accuracy", "val_loss"] = Field("val_accuracy", description="which epoch's weights are kept")
+    patience: int = Field(0, ge=0, description="stop after so many epochs without a better val_loss; 0: never")
     seed: int = Field(0, ge=0, lt=2**32)
 
     @pydantic.model_validator(mode="after")
@@ -114,8 +121,8 @@ class RunParameters(Recipe):
 
     tier: str = Field("smoke", min_length=1, description="name of the tier, for the run card")
     dataset: str = Field("digits", min_length=1, description="digits, cifar10, cifar100, an .npz file or a folder")
-    image_size: int | None = Field(None, ge=1, description="images are brought to this many pixels a side; None: as is")
-    limit: int | None = Field(None, ge=1, description="at most so many training images; None: all")
+    image_size: int = Field(0, ge=0, description="images are brought to this many pixels a side; 0: as they are")
+    limit: int = Field(0, ge=0, description="at most so many training images; 0: all")
     validation: Literal["stratified", "first", "last"] = Field(
         "stratified", description="which tenth of train validates"
     )
@@ -131,3 +138,78 @@ class ConvMixer(RunParameters):
     patch_size: int = Field(2, ge=1)
     batchnorm_momentum: float = Field(0.99, ge=0, lt=1)
     batchnorm_epsilon: float = Field(1e-3, gt=0)
+
+
+class CCT(RunParameters):
+    """Parameters of ``notebooks/cct.ipynb``; the model's are those of ``patchlib.models.cct``."""
+
+    dim: int = Field(128, ge=1)
+    depth: int = Field(2, ge=1)
+    heads: int = Field(2, ge=1)
+    key_dim: int = Field(128, ge=1)
+    mlp_dim: int = Field(128, ge=1)
+    conv_layers: int = Field(2, ge=1)
+    conv_dim: int = Field(64, ge=1)
+    kernel_size: int = Field(3, ge=1)
+    padding: Literal["after_activation", "same", "symmetric"] = "after_activation"
+    dropout: float = Field(0.1, ge=0, lt=1)
+    attention_dropout: float = Field(0.1, ge=0, lt=1)
+    stochastic_depth: float = Field(0.1, ge=0, lt=1)
+    qkv_bias: bool = True
+    activate_output: bool = True
+    skip: Literal["input", "normalized"] = "input"
+
+
+class _Patches(RunParameters):
+    """What the models that cut a resized image into patches have in common."""
+
+    resize: int = Field(64, ge=0)
+    patch_size: int = Field(8, ge=1)
+    dim: int = Field(256, ge=1)
+    depth: int = Field(4, ge=1)
+    dropout: float = Field(0.2, ge=0, lt=1)
+    head_dropout: float = Field(0.2, ge=0, lt=1)
+
+
+class MLPMixer(_Patches):
+    """Parameters of ``notebooks/mlp_mixer.ipynb``; the model's are those of ``patchlib.models.mlp_mixer``."""
+
+    tokens_dim: int = Field(64, ge=1)
+    channels_dim: int = Field(64, ge=1)
+    shared_norm: bool = True
+    final_norm: bool = False
+
+
+class FNet(_Patches):
+    """Parameters of ``notebooks/fnet.ipynb``; the model's are those of ``patchlib.models.fnet``."""
+
+    hidden_dim: int = Field(256, ge=1)
+
+
+class GMLP(_Patches):
+    """Parameters of ``notebooks/gmlp.ipynb``; the model's are those of ``patchlib.models.gmlp``."""
+
+    hidden_dim: int = Field(512, ge=2, multiple_of=2)
+    skip: Literal["input", "normalized"] = "normalized"
+    gate_stddev: float = Field(0.0, ge=0, description="of the gate's initial weights; 0: glorot uniform")
+    final_norm: bool = False
+
+
+class ViT(RunParameters):
+    """Parameters of ``notebooks/vit.ipynb``; the model's are those of ``patchlib.models.vit``."""
+
+    patch_size: int = Field(4, ge=1)
+    dim: int = Field(128, ge=1)
+    depth: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1)
+    mlp_dim: int = Field(256, ge=1)
+    pool: Literal["token", "mean"] = "token"
+    dropout: float = Field(0.1, ge=0, lt=1)
+    attention_dropout: float = Field(0.0, ge=0, lt=1)
+    stochastic_depth: float = Field(0.0, ge=0, lt=1)
+
+    @pydantic.model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.dim % self.heads:
+            raise ValueError(f"heads: received {self.heads}, accepted: a divisor of dim ({self.dim}).")
+        return self

@@ -33,6 +33,18 @@ def patches(image, patch_size: int, size=4.0) -> Figure:
     return grid([image, cut], titles, columns=2, size=size)
 
 
+def lit(images, shares) -> np.ndarray:
+    """Images (N, H, W, 3), each as bright at a place as its share there: (N, places), the largest share shows it whole.
+
+    The places are a square grid over the image, row by row. Returns floats (N, H, W, 3), 0 to 1, for ``grid``.
+    """
+    side = round(np.sqrt(shares.shape[1]))
+    height, width = images.shape[1:3]
+    light = (shares / shares.max(axis=1, keepdims=True)).reshape(-1, side, side)
+    rows, columns = np.arange(height) * side // height, np.arange(width) * side // width
+    return images / 255 * light[:, rows][:, :, columns, None]
+
+
 def filters(kernels, columns=16, size=0.5) -> Figure:
     """Convolution kernels (k, k, N) or (k, k, 3, N) as pictures, all on one scale: their largest magnitude."""
     largest = np.abs(kernels).max()

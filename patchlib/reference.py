@@ -64,3 +64,161 @@ def convmixer_block(x: np.ndarray, weights: dict, epsilon: float) -> np.ndarray:
     x = x + batch_norm(gelu(space), weights, "depthwise_norm", epsilon)
     channels = x @ weights["pointwise/kernel"][0, 0] + weights["pointwise/bias"]
     return batch_norm(gelu(channels), weights, "pointwise_norm", epsilon)
+
+
+def layer_norm(x: np.ndarray, weights: dict, name: str, epsilon: float) -> np.ndarray:
+    """Layer normalisation: by each vector's own mean and variance (Ba et al., 2016)."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    spread = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + epsilon)
+    return weights[f"{name}/gamma"] * centred / spread + weights[f"{name}/beta"]
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """Exponentials over their sum, along the last axis."""
+    exponentials = np.exp(x - x.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def patch_embedding(images: np.ndarray, weights: dict, patch_size: int) -> np.ndarray:
+    """(N, H, W, C) images to (N, places, dim): each patch, flat, times a matrix (Dosovitskiy et al., 2021, eq. 1)."""
+    count, height, width, channels = images.shape
+    matrix = weights["embed/kernel"].reshape(patch_size * patch_size * channels, -1)
+    places = []
+    for top in range(0, height, patch_size):
+        for left in range(0, width, patch_size):
+            patch = images[:, top : top + patch_size, left : left + patch_size, :].reshape(count, -1)
+            places.append(patch @ matrix + weights["embed/bias"])
+    return np.stack(places, axis=1)
+
+
+def position_embedding(x: np.ndarray, weights: dict) -> np.ndarray:
+    """Each place's own vector is added."""
+    return x + weights["table"]
+
+
+def class_token(x: np.ndarray, weights: dict) -> np.ndarray:
+    """One more place in front, the same for every image."""
+    return np.stack([np.concatenate([weights["token"][0], sequence]) for sequence in x])
+
+
+def token_pooling(x: np.ndarray, weights: dict) -> np.ndarray:
+    """The first place."""
+    return np.stack([sequence[0] for sequence in x])
+
+
+def _pad(x, before, after):
+    return np.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
+
+
+def _same(size, window, stride):
+    """TensorFlow's "same": as many outputs as strides fit, the zeros they need shared, the odd one behind."""
+    missing = max((-(-size // stride) - 1) * stride + window - size, 0)
+    return missing // 2, missing - missing // 2
+
+
+def _windows(x, window, stride):
+    """Each window (N, window, window, C) of an image, by the row and column of its output."""
+    for row in range((x.shape[1] - window) // stride + 1):
+        for column in range((x.shape[2] - window) // stride + 1):
+            top, left = row * stride, column * stride
+            yield row, column, x[:, top : top + window, left : left + window, :]
+
+
+def conv_tokenizer(
+    images: np.ndarray, weights: dict, kernel_size: int = 3, stride: int = 1, padding: str = "after_activation"
+) -> np.ndarray:
+    """(N, H, W, C) square images to (N, places, dim): convolution, ReLU, 3 x 3 max pooling of stride 2, repeated."""
+    x, half = images, kernel_size // 2
+    for kernel in weights.values():
+        if padding != "after_activation":
+            x = _pad(x, half, half) if padding == "symmetric" else _pad(x, *_same(x.shape[1], kernel_size, stride))
+        side = (x.shape[1] - kernel_size) // stride + 1
+        convolved = np.zeros((len(x), side, side, kernel.shape[-1]))
+        for row, column, window in _windows(x, kernel_size, stride):
+            convolved[:, row, column] = np.maximum(0, np.einsum("nijc,ijcd->nd", window, kernel))
+        x = _pad(convolved, half, half) if padding == "after_activation" else convolved
+        x = _pad(x, 1, 1) if padding == "symmetric" else _pad(x, *_same(x.shape[1], 3, 2))
+        side = (x.shape[1] - 3) // 2 + 1
+        pooled = np.zeros((len(x), side, side, kernel.shape[-1]))
+        for row, column, window in _windows(x, 3, 2):
+            pooled[:, row, column] = window.max(axis=(1, 2))
+        x = pooled
+    return x.reshape(len(x), -1, x.shape[-1])
+
+
+def self_attention(x: np.ndarray, weights: dict, prefix: str = "") -> np.ndarray:
+    """Each head compares every place with every other and takes from them accordingly (Vaswani et al., 2017, eq. 1)."""
+    query, key, value = (weights[f"{prefix}{name}/kernel"] for name in ("query", "key", "value"))
+    biases = [weights.get(f"{prefix}{name}/bias", np.zeros(query.shape[1:])) for name in ("query", "key", "value")]
+    output = np.zeros(x.shape)
+    for head in range(query.shape[1]):
+        q, k, v = (x @ w[:, head] + b[head] for w, b in zip((query, key, value), biases, strict=True))
+        mixing = softmax(q @ k.transpose(0, 2, 1) / math.sqrt(q.shape[-1]))
+        output += mixing @ v @ weights[f"{prefix}output/kernel"][head]
+    return output + weights[f"{prefix}output/bias"]
+
+
+def mlp(x: np.ndarray, weights: dict, prefix: str = "", activate_output: bool = False) -> np.ndarray:
+    """Two linear maps of the last axis with GELU between them."""
+    hidden = gelu(x @ weights[f"{prefix}expand/kernel"] + weights[f"{prefix}expand/bias"])
+    output = hidden @ weights[f"{prefix}project/kernel"] + weights[f"{prefix}project/bias"]
+    return gelu(output) if activate_output else output
+
+
+def transformer_block(
+    x: np.ndarray, weights: dict, epsilon: float, activate_output: bool = False, skip: str = "input"
+) -> np.ndarray:
+    """Attention, then an MLP, each on the normalised stream and added (Dosovitskiy et al., 2021, eqs. 2 and 3)."""
+    x = x + self_attention(layer_norm(x, weights, "attention_norm", epsilon), weights, "attention/")
+    normalized = layer_norm(x, weights, "mlp_norm", epsilon)
+    return mlp(normalized, weights, "mlp/", activate_output) + (normalized if skip == "normalized" else x)
+
+
+def sequence_pooling(x: np.ndarray, weights: dict) -> np.ndarray:
+    """The mean of all places, each weighted by the softmax of its score (Hassani et al., 2021, eqs. 4 to 6)."""
+    importance = softmax((x @ weights["score/kernel"] + weights["score/bias"])[..., 0])
+    return np.stack([w @ sequence for w, sequence in zip(importance, x, strict=True)])
+
+
+def mixer_block(x: np.ndarray, weights: dict, epsilon: float, shared_norm: bool = False) -> np.ndarray:
+    """One MLP along the places, another along the channels (Tolstikhin et al., 2021, eq. 1)."""
+    x = x + mlp(layer_norm(x, weights, "tokens_norm", epsilon).transpose(0, 2, 1), weights, "tokens/").transpose(
+        0, 2, 1
+    )
+    norm = "tokens_norm" if shared_norm else "channels_norm"
+    return x + mlp(layer_norm(x, weights, norm, epsilon), weights, "channels/")
+
+
+def fourier_matrix(size: int) -> np.ndarray:
+    """The complex matrix whose product with a sequence is its Fourier transform: exp(-2 pi i j k / size)."""
+    steps = np.arange(size)
+    return np.exp(-2j * np.pi * np.outer(steps, steps) / size)
+
+
+def fourier_mixing(x: np.ndarray, weights: dict) -> np.ndarray:
+    """The real part of one Fourier matrix over places and another over channels (Lee-Thorp et al., 2022, eq. 3)."""
+    _, places, dim = x.shape
+    return np.einsum("pq,nqc,cd->npd", fourier_matrix(places), x, fourier_matrix(dim)).real
+
+
+def fnet_block(x: np.ndarray, weights: dict, epsilon: float) -> np.ndarray:
+    """Fourier mixing, then an MLP, each added and then normalised (Lee-Thorp et al., 2022, fig. 1)."""
+    x = layer_norm(x + fourier_mixing(x, weights), weights, "fourier_norm", epsilon)
+    return layer_norm(x + mlp(x, weights, "mlp/"), weights, "mlp_norm", epsilon)
+
+
+def spatial_gating_unit(x: np.ndarray, weights: dict, epsilon: float, prefix: str = "") -> np.ndarray:
+    """One half of the channels times a linear mixture, over places, of the other (Liu et al., 2021, eqs. 3 and 4)."""
+    kept, gating = np.split(x, 2, axis=-1)
+    gating = layer_norm(gating, weights, f"{prefix}norm", epsilon)
+    mixed = np.einsum("qp,nqc->npc", weights[f"{prefix}gate/kernel"], gating)
+    return kept * (mixed + weights[f"{prefix}gate/bias"][:, None])
+
+
+def gmlp_block(x: np.ndarray, weights: dict, epsilon: float, skip: str = "input") -> np.ndarray:
+    """Expand, gate, project, and add to the input or to the normalised input (Liu et al., 2021, fig. 1)."""
+    normalized = layer_norm(x, weights, "norm", epsilon)
+    hidden = gelu(normalized @ weights["expand/kernel"] + weights["expand/bias"])
+    gated = spatial_gating_unit(hidden, weights, epsilon, "spatial/")
+    mixed = gated @ weights["project/kernel"] + weights["project/bias"]
+    return mixed + (normalized if skip == "normalized" else x)

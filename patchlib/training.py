@@ -30,7 +30,7 @@ class Batches(keras.utils.PyDataset):
         super().__init__()
         self.split, self.num_classes, self.seed, self.epoch = split, num_classes, recipe.seed, epoch
         self.batch_size = min(recipe.batch_size, len(split))
-        self.augment = Augmentation(flip=recipe.flip, pad=recipe.pad)
+        self.augment = Augmentation(flip=recipe.flip, pad=recipe.pad, zoom=recipe.zoom)
         self.order = np.random.default_rng((recipe.seed, epoch)).permutation(len(split))
 
     def __len__(self):
@@ -74,7 +74,7 @@ def learning_rate(recipe: Recipe, steps_per_epoch: int):
     steps = recipe.epochs * steps_per_epoch
     warmup = round(recipe.warmup_epochs * steps_per_epoch)
     match recipe.schedule:
-        case "constant":
+        case "constant" | "plateau":
             return recipe.learning_rate
         case "one_cycle":
             return OneCycle(recipe.learning_rate, steps)
@@ -84,6 +84,28 @@ def learning_rate(recipe: Recipe, steps_per_epoch: int):
             )
         case "cosine":
             return keras.optimizers.schedules.CosineDecay(recipe.learning_rate, steps)
+
+
+def plateau_factor(val_losses: list[float], factor: float = 0.5, patience: int = 5) -> float:
+    """By what the plateau schedule has multiplied the learning rate after these epochs.
+
+    Each time the validation loss hasn't fallen by more than 1e-4 for ``patience`` epochs, by ``factor``: Keras'
+    ReduceLROnPlateau, as a function of the history, so that an interrupted run finds its rate again.
+    """
+    result, best, waited = 1.0, np.inf, 0
+    for value in val_losses:
+        if value < best - 1e-4:
+            best, waited = value, 0
+            continue
+        waited += 1
+        if waited == patience:
+            result, waited = result * factor, 0
+    return result
+
+
+def out_of_patience(val_losses: list[float], patience: int) -> bool:
+    """Whether the last ``patience`` epochs were all no better than the best before them; never where it's 0."""
+    return 0 < patience < len(val_losses) and min(val_losses[-patience:]) >= min(val_losses[:-patience])
 
 
 def compile_model(model: keras.Model, recipe: Recipe, steps_per_epoch: int) -> None:
@@ -156,6 +178,11 @@ def epochs(model: keras.Model, data: Data, recipe: Recipe, progress: Progress) -
         tick = keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, logs: bar.update())
         callbacks = [keras.callbacks.TerminateOnNaN(), tick]
         for epoch in range(progress.epoch, recipe.epochs):
+            if out_of_patience(progress.history.get("val_loss", []), recipe.patience):
+                break
+            if recipe.schedule == "plateau":
+                factor = plateau_factor(progress.history.get("val_loss", []))
+                model.optimizer.learning_rate = recipe.learning_rate * factor
             batches = Batches(data.train, data.num_classes, recipe, epoch)
             bar.set_description(f"epoch {epoch + 1}/{recipe.epochs}")
             start = time.perf_counter()
@@ -179,6 +206,28 @@ def epochs(model: keras.Model, data: Data, recipe: Recipe, progress: Progress) -
             bar.set_postfix(loss=f"{row['loss']:.3f}", val_accuracy=f"{row['val_accuracy']:.4f}")
             yield progress
     model.set_weights(progress.best_weights)
+
+
+def accuracy_without(model: keras.Model, split: Split, *paths: str) -> float:
+    """Accuracy of a compiled model while all weights whose path starts with one of ``paths`` are zero.
+
+    The weights are put back afterwards.
+
+    Raises:
+        ValueError: one of ``paths`` starts no weight's path.
+    """
+    silenced = [w for w in model.weights if w.path.startswith(paths)]
+    for path in paths:
+        if not any(w.path.startswith(path) for w in silenced):
+            raise ValueError(f"no weight's path starts with {path!r}; there are {[w.path for w in model.weights]}")
+    kept = [keras.ops.convert_to_numpy(w) for w in silenced]
+    try:
+        for weight in silenced:
+            weight.assign(np.zeros(weight.shape))
+        return evaluate(model, split)["accuracy"]
+    finally:
+        for weight, value in zip(silenced, kept, strict=True):
+            weight.assign(value)
 
 
 def _best(history, select_by) -> int:

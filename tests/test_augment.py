@@ -1,6 +1,6 @@
 import numpy as np
 
-from patchlib.augment import Augmentation, random_flip, random_pad_crop
+from patchlib.augment import Augmentation, random_flip, random_pad_crop, random_zoom
 
 IMAGES = np.random.default_rng(0).integers(1, 256, (200, 6, 5, 3), dtype="uint8")
 
@@ -33,3 +33,23 @@ def test_augmentation_leaves_its_input_alone_and_repeats_itself():
     np.testing.assert_array_equal(IMAGES, before)
     assert (once != IMAGES).any((1, 2, 3)).mean() > 0.9
     assert Augmentation(flip=False, pad=0)(IMAGES, np.random.default_rng(0)) is IMAGES
+
+
+def test_zoom_is_bilinear_about_the_middle_with_reflected_borders():
+    zoomed = random_zoom(IMAGES[:4], np.random.default_rng(3), 0.3)
+    factors = np.random.default_rng(3).uniform(0.7, 1.3, (2, 4))
+    (_, height, width, _), expected = IMAGES.shape, np.zeros(IMAGES[:4].shape)
+    for n, row, column in np.ndindex(4, height, width):
+        y = (row - (height - 1) / 2) * factors[0, n] + (height - 1) / 2
+        x = (column - (width - 1) / 2) * factors[1, n] + (width - 1) / 2
+        for i in (int(np.floor(y)), int(np.floor(y)) + 1):
+            for j in (int(np.floor(x)), int(np.floor(x)) + 1):
+                share = (1 - abs(y - i)) * (1 - abs(x - j))
+                inside = IMAGES[n, min(max(i, -1 - i), 2 * height - 1 - i), min(max(j, -1 - j), 2 * width - 1 - j)]
+                expected[n, row, column] += share * inside
+    np.testing.assert_allclose(zoomed, expected, atol=0.51)
+    assert (zoomed != IMAGES[:4]).any((1, 2, 3)).all() and zoomed.dtype == np.uint8
+
+
+def test_zoom_of_nothing_is_nothing():
+    np.testing.assert_array_equal(random_zoom(IMAGES, np.random.default_rng(0), 0.0), IMAGES)

@@ -8,7 +8,10 @@ import pytest
 
 from patchlib import layers, reference
 
-# For each layer: its arguments, an input, and its definition in NumPy.
+SEQUENCE = (2, 6, 4)
+IMAGE = (2, 8, 8, 3)
+
+# For each layer: its arguments, the shape of an input, and its definition in NumPy.
 CONTRACT = {
     "ConvStem": (
         {"dim": 6, "patch_size": 2, "momentum": 0.9, "epsilon": 1e-5},
@@ -25,13 +28,80 @@ CONTRACT = {
         (2, 5, 6, 4),
         lambda x, w: reference.convmixer_block(x, w, 1e-3),
     ),
+    "PatchEmbedding": ({"dim": 5, "patch_size": 4}, (2, 8, 4, 3), lambda x, w: reference.patch_embedding(x, w, 4)),
+    "ConvTokenizer": ({"channels": (4, 5)}, IMAGE, reference.conv_tokenizer),
+    "ConvTokenizer, same": (
+        {"channels": (4, 5), "padding": "same"},
+        IMAGE,
+        lambda x, w: reference.conv_tokenizer(x, w, padding="same"),
+    ),
+    "ConvTokenizer, symmetric, with a stride": (
+        {"channels": (4,), "kernel_size": 7, "stride": 2, "padding": "symmetric"},
+        (2, 16, 16, 3),
+        lambda x, w: reference.conv_tokenizer(x, w, 7, 2, "symmetric"),
+    ),
+    "PositionEmbedding": ({"initializer": "uniform"}, SEQUENCE, reference.position_embedding),
+    "ClassToken": ({}, SEQUENCE, reference.class_token),
+    "TokenPooling": ({}, SEQUENCE, reference.token_pooling),
+    "StochasticDepth": ({"rate": 0.5}, SEQUENCE, lambda x, w: x),
+    "MLP": ({"hidden_dim": 7, "dropout": 0.1, "output_dropout": 0.1}, SEQUENCE, reference.mlp),
+    "MLP, activated at its end": (
+        {"hidden_dim": 7, "activate_output": True},
+        SEQUENCE,
+        lambda x, w: reference.mlp(x, w, activate_output=True),
+    ),
+    "MixerBlock": (
+        {"tokens_dim": 5, "channels_dim": 7, "dropout": 0.1},
+        SEQUENCE,
+        lambda x, w: reference.mixer_block(x, w, 1e-6),
+    ),
+    "MixerBlock with one norm": (
+        {"tokens_dim": 5, "channels_dim": 7, "shared_norm": True, "epsilon": 1e-2},
+        SEQUENCE,
+        lambda x, w: reference.mixer_block(x, w, 1e-2, shared_norm=True),
+    ),
+    "SelfAttention": ({"heads": 2, "key_dim": 3, "dropout": 0.1}, SEQUENCE, reference.self_attention),
+    "SelfAttention without bias": ({"heads": 2, "key_dim": 2, "qkv_bias": False}, SEQUENCE, reference.self_attention),
+    "TransformerBlock": (
+        {"heads": 2, "key_dim": 4, "mlp_dim": 7, "dropout": 0.1, "attention_dropout": 0.1, "stochastic_depth": 0.1},
+        SEQUENCE,
+        lambda x, w: reference.transformer_block(x, w, 1e-5),
+    ),
+    "TransformerBlock as in the example": (
+        {"heads": 2, "key_dim": 4, "mlp_dim": 7, "activate_output": True},
+        SEQUENCE,
+        lambda x, w: reference.transformer_block(x, w, 1e-5, activate_output=True),
+    ),
+    "TransformerBlock as CCT's authors have it": (
+        {"heads": 2, "key_dim": 2, "mlp_dim": 8, "qkv_bias": False, "skip": "normalized", "epsilon": 1e-2},
+        SEQUENCE,
+        lambda x, w: reference.transformer_block(x, w, 1e-2, skip="normalized"),
+    ),
+    "SequencePooling": ({}, SEQUENCE, reference.sequence_pooling),
+    "FourierMixing": ({}, SEQUENCE, reference.fourier_mixing),
+    "FNetBlock": ({"hidden_dim": 7, "dropout": 0.1}, SEQUENCE, lambda x, w: reference.fnet_block(x, w, 1e-6)),
+    "SpatialGatingUnit": ({"gate_stddev": 1e-6}, SEQUENCE, lambda x, w: reference.spatial_gating_unit(x, w, 1e-6)),
+    "GMLPBlock": (
+        {"hidden_dim": 8, "dropout": 0.1, "gate_stddev": 1e-6},
+        SEQUENCE,
+        lambda x, w: reference.gmlp_block(x, w, 1e-6),
+    ),
+    "GMLPBlock as in the example": (
+        {"hidden_dim": 8, "skip": "normalized", "epsilon": 1e-2},
+        SEQUENCE,
+        lambda x, w: reference.gmlp_block(x, w, 1e-2, "normalized"),
+    ),
 }
 EVERY = pytest.mark.parametrize("name", CONTRACT)
 
 
+def class_of(case):
+    return case.replace(",", "").split()[0]
+
+
 def make(case, **changes):
     arguments, shape, definition = CONTRACT[case]
-    layer = getattr(layers, case.split()[0])(**arguments | changes)
+    layer = getattr(layers, class_of(case))(**arguments | changes)
     return layer, np.random.default_rng(1).normal(size=shape).astype("float32"), definition
 
 
@@ -41,7 +111,7 @@ def array(x):
 
 def test_every_exported_layer_is_in_the_contract():
     exported = {n for n, c in inspect.getmembers(layers, inspect.isclass) if issubclass(c, keras.layers.Layer)}
-    assert exported == {name.split()[0] for name in CONTRACT}
+    assert exported == {class_of(name) for name in CONTRACT}
 
 
 @EVERY
@@ -85,10 +155,57 @@ def test_trains_with_finite_gradients_saves_and_loads(name, dtype, tmp_path):
     for w, old in zip(layer.trainable_weights, before, strict=True):
         assert np.isfinite(array(w)).all(), w.path
         assert w.dtype == "float32"
-        assert (array(w) != old).any(), f"{w.path} has no gradient"
+        # A key's bias moves all scores of a place alike, and a pooling's moves all: the softmax undoes it.
+        assert (array(w) != old).any() or w.path.endswith(("key/bias", "score/bias")), f"{w.path} has no gradient"
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(array(loaded(x)), array(model(x)))
+
+
+@EVERY
+def test_counts_its_multiply_adds(name):
+    """The count is that of its products of matrices: what doubling every weight's use would double."""
+    layer, x, _ = make(name)
+    layer(x)
+    counted = layer.multiply_adds(x.shape)
+    assert set(counted) == {"space", "channels"} and all(isinstance(n, int) and n >= 0 for n in counted.values())
+    kernels = [w for w in layer.weights if "kernel" in w.path]
+    assert bool(kernels) <= (sum(counted.values()) > 0)
+
+
+def test_stochastic_depth_drops_whole_images_and_keeps_the_mean():
+    keras.utils.set_random_seed(0)
+    layer = layers.StochasticDepth(0.25)
+    x = np.ones((400, 3, 2), "float32")
+    dropped = array(layer(x, training=True))
+    assert set(np.unique(dropped.round(4))) == {0, np.float32(1.3333)}
+    assert (dropped == dropped[:, :1, :1]).all() and 0.18 < (dropped[:, 0, 0] == 0).mean() < 0.32
+    assert (array(layer(x)) == x).all()
+
+
+def test_a_gate_near_zero_starts_as_the_identity():
+    x = np.random.default_rng(0).normal(size=SEQUENCE).astype("float32")
+    gate = layers.SpatialGatingUnit(gate_stddev=1e-6)
+    np.testing.assert_allclose(array(gate(x)), x[..., :2], atol=1e-4)
+    assert np.abs(array(layers.SpatialGatingUnit()(x)) - x[..., :2]).max() > 0.1
+
+
+def test_the_examples_padding_leaves_a_rim_of_zeros_and_same_does_not():
+    images = np.random.default_rng(0).random(IMAGE).astype("float32")
+    rim, same = (
+        layers.ConvTokenizer((4,), pool_size=1, pool_stride=1, padding=p) for p in ("after_activation", "same")
+    )
+    maps = [array(layer(images)).reshape(2, 8, 8, 4) for layer in (rim, same)]
+    assert (maps[0][:, 0] == 0).all() and (maps[0][:, :, -1] == 0).all() and (maps[1][:, 0] != 0).any()
+
+
+def test_attention_and_pooling_weights_are_shares():
+    x = np.random.default_rng(0).normal(size=SEQUENCE).astype("float32")
+    block, pooling = layers.TransformerBlock(2, 4, 8), layers.SequencePooling()
+    block(x), pooling(x)
+    assert block.attention_weights(x).shape == (2, 2, 6, 6) and pooling.weights_for(x).shape == (2, 6)
+    for shares in (block.attention_weights(x), pooling.weights_for(x)):
+        np.testing.assert_allclose(array(shares).sum(axis=-1), 1, atol=1e-5)
 
 
 def test_what_is_refused():
@@ -99,3 +216,10 @@ def test_what_is_refused():
     for wrong in (0, -1, 2.0, True, "3"):
         with pytest.raises(ValueError, match=f"Received: kernel_size={wrong!r}"):
             layers.ConvMixerBlock(8, wrong)
+    for wrong in (-0.1, 1.0, "0.1"):
+        with pytest.raises(ValueError, match=f"Received: rate={wrong!r}"):
+            layers.StochasticDepth(wrong)
+    with pytest.raises(ValueError, match="'input', 'normalized'. Received: skip='none'"):
+        layers.GMLPBlock(8, skip="none")
+    with pytest.raises(ValueError, match="must be even"):
+        layers.SpatialGatingUnit()(np.zeros((1, 4, 3)))

@@ -8,29 +8,105 @@ import pytest
 from PIL import Image
 
 from patchlib import models
+from patchlib.parameters import Recipe
+from patchlib.training import compile_model
 
-
-def trainable(model):
-    return sum(int(np.prod(w.shape)) for w in model.trainable_weights)
-
-
-def test_the_default_is_the_published_example():
-    model = models.convmixer()
-    assert (model.count_params(), trainable(model)) == (602_890, 594_186)
+IMAGENET = {"input_shape": (224, 224, 3), "num_classes": 1000}
+CCT_AUTHORS = {
+    "key_dim": 64,
+    "padding": "symmetric",
+    "qkv_bias": False,
+    "activate_output": False,
+    "skip": "normalized",
+    "dropout": 0.0,
+}
+CCT_7 = CCT_AUTHORS | {"dim": 256, "depth": 7, "heads": 4, "mlp_dim": 512, "conv_layers": 1}
+MIXER_PAPER = {"shared_norm": False, "final_norm": True}
+MIXER_16 = IMAGENET | MIXER_PAPER | {"resize": 0, "patch_size": 16}
+GMLP_16 = IMAGENET | {"resize": 0, "patch_size": 16, "skip": "input", "gate_stddev": 1e-6, "final_norm": True}
+VIT_16 = IMAGENET | {"patch_size": 16, "depth": 12}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "count"),
+    ("build", "arguments", "count"),
     [
-        # The papers' own: "Patches Are All You Need?", tables 1 and 3; the authors' code gives the last digits.
-        ({"dim": 256, "depth": 8, "kernel_size": 9, "patch_size": 1, "num_classes": 10}, 706_570),
-        ({"dim": 1536, "depth": 20, "kernel_size": 9, "patch_size": 7, "input_shape": (224, 224, 3)}, 51_625_960),
-        ({"dim": 768, "depth": 32, "kernel_size": 7, "patch_size": 7, "input_shape": (224, 224, 3)}, 21_110_248),
-        ({"dim": 1024, "depth": 20, "kernel_size": 9, "patch_size": 14, "input_shape": (224, 224, 3)}, 24_383_464),
+        # The Keras examples.
+        (models.convmixer, {}, 594_186),
+        (models.cct, {}, 416_331),
+        (models.mlp_mixer, {}, 242_788),
+        (models.fnet, {}, 621_924),
+        (models.gmlp, {}, 885_348),
+        # "Patches Are All You Need?", tables 1 and 3.
+        (models.convmixer, {"kernel_size": 9, "patch_size": 1}, 706_570),
+        (models.convmixer, IMAGENET | {"dim": 1536, "depth": 20, "kernel_size": 9, "patch_size": 7}, 51_625_960),
+        (models.convmixer, IMAGENET | {"dim": 768, "depth": 32, "kernel_size": 7, "patch_size": 7}, 21_110_248),
+        (models.convmixer, IMAGENET | {"dim": 1024, "depth": 20, "kernel_size": 9, "patch_size": 14}, 24_383_464),
+        # "Escaping the Big Data Paradigm", the authors' code.
+        (models.cct, {"key_dim": 64}, 284_491),
+        (models.cct, CCT_AUTHORS, 283_723),
+        (models.cct, CCT_7, 3_760_139),
+        # "MLP-Mixer", table 1; the paper's ratios at the example's size.
+        (models.mlp_mixer, MIXER_PAPER | {"tokens_dim": 128, "channels_dim": 1024}, 2_248_292),
+        (models.mlp_mixer, MIXER_16 | {"dim": 512, "depth": 8, "tokens_dim": 256, "channels_dim": 2048}, 18_528_264),
+        (models.mlp_mixer, MIXER_16 | {"dim": 768, "depth": 12, "tokens_dim": 384, "channels_dim": 3072}, 59_880_472),
+        # "Pay Attention to MLPs", table 1.
+        (models.gmlp, GMLP_16 | {"dim": 128, "depth": 30, "hidden_dim": 768}, 5_867_328),
+        (models.gmlp, GMLP_16 | {"dim": 256, "depth": 30, "hidden_dim": 1536}, 19_422_656),
+        (models.gmlp, GMLP_16 | {"dim": 512, "depth": 30, "hidden_dim": 3072}, 73_075_392),
+        # "An Image is Worth 16x16 Words", table 1, and its small relatives.
+        (models.vit, VIT_16 | {"dim": 192, "heads": 3, "mlp_dim": 768}, 5_717_416),
+        (models.vit, VIT_16 | {"dim": 384, "heads": 6, "mlp_dim": 1536}, 22_050_664),
+        (models.vit, VIT_16 | {"dim": 768, "heads": 12, "mlp_dim": 3072}, 86_567_656),
     ],
 )
-def test_published_sizes(arguments, count):
-    assert trainable(models.convmixer(**{"num_classes": 1000} | arguments)) == count
+def test_published_sizes(build, arguments, count):
+    model = build(**arguments)
+    assert sum(int(np.prod(w.shape)) for w in model.trainable_weights) == count
+    assert sum(models.cost(model)["parameters"].values()) == count
+    keras.utils.clear_session()
+
+
+def test_total_parameters_of_the_published_convmixer():
+    assert models.convmixer().count_params() == 602_890
+
+
+@pytest.mark.parametrize(
+    ("build", "arguments", "billions"),
+    [  # as timm's benchmark tables give them
+        (models.mlp_mixer, MIXER_16 | {"dim": 512, "depth": 8, "tokens_dim": 256, "channels_dim": 2048}, 3.79),
+        (models.gmlp, GMLP_16 | {"dim": 256, "depth": 30, "hidden_dim": 1536}, 4.42),
+        (models.vit, VIT_16 | {"dim": 768, "heads": 12, "mlp_dim": 3072}, 17.58),
+    ],
+)
+def test_multiply_adds_are_the_published_ones(build, arguments, billions):
+    counted = sum(models.cost(build(**arguments))["multiply_adds"].values()) / 1e9
+    assert abs(counted / billions - 1) < 0.01
+    keras.utils.clear_session()
+
+
+SMALL = {
+    models.convmixer: {"dim": 4, "depth": 1},
+    models.cct: {"dim": 8, "key_dim": 4, "mlp_dim": 8},
+    models.mlp_mixer: {"dim": 8, "depth": 1, "resize": 16},
+    models.fnet: {"dim": 8, "depth": 1, "resize": 16},
+    models.gmlp: {"dim": 8, "depth": 1, "hidden_dim": 8, "resize": 16},
+    models.vit: {"dim": 8, "depth": 1, "heads": 2, "mlp_dim": 8, "patch_size": 8},
+}
+
+
+@pytest.mark.parametrize("build", SMALL, ids=lambda build: build.__name__)
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_every_model_trains_and_comes_back_from_disk(build, dtype, tmp_path):
+    model = build(num_classes=3, dtype=dtype, **SMALL[build])
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype="uint8")
+    compile_model(model, Recipe(learning_rate=1e-2), steps_per_epoch=1)
+    losses = [model.train_on_batch(images, np.eye(3, dtype="float32")[[0, 1, 2, 0]])[0] for _ in range(6)]
+    assert np.isfinite(losses).all() and losses[-1] < losses[0]
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    logits = loaded.predict(images, verbose=0)
+    assert logits.shape == (4, 3) and logits.dtype == np.float32
+    np.testing.assert_allclose(logits, model.predict(images, verbose=0), atol=1e-6)
 
 
 def test_batchnorm_and_layer_names_are_as_asked():
@@ -55,6 +131,10 @@ def test_impossible_sizes_are_refused():
         models.convmixer(patch_size=5)
     with pytest.raises(ValueError, match="Received: dim=0"):
         models.convmixer(dim=0)
+    with pytest.raises(ValueError, match="`heads` must divide `dim`. Received: heads=3, dim=128"):
+        models.vit(heads=3)
+    with pytest.raises(ValueError, match="'token' or 'mean'. Received: pool='max'"):
+        models.vit(pool="max")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])

@@ -13,7 +13,14 @@ from patchlib import parameters
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 EVERY = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-SCHEMAS = {"convmixer": parameters.ConvMixer}
+SCHEMAS = {
+    "convmixer": parameters.ConvMixer,
+    "cct": parameters.CCT,
+    "mlp_mixer": parameters.MLPMixer,
+    "fnet": parameters.FNet,
+    "gmlp": parameters.GMLP,
+    "vit": parameters.ViT,
+}
 
 
 def code_cells(path):
@@ -52,6 +59,19 @@ def test_imports_stand_in_one_cell_and_nothing_is_defined(path):
     assert not [
         n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef | ast.Lambda)
     ]
+
+
+def test_no_loop_stands_in_two_notebooks():
+    """What several notebooks do in more than a line or two is a function of patchlib."""
+    loops = [
+        (path.stem, ast.unparse(node))
+        for path in NOTEBOOKS
+        for cell in code_cells(path)
+        for node in ast.walk(ast.parse(cell.source))
+        if isinstance(node, ast.For | ast.While | ast.With)
+    ]
+    texts = [text for _, text in loops]
+    assert [loop for loop in loops if texts.count(loop[1]) > 1] == []
 
 
 @EVERY

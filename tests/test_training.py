@@ -87,6 +87,34 @@ def test_schedules():
     np.testing.assert_allclose(warm[20:], 0.25 * (1 + np.cos(np.pi * np.arange(80) / 80)), atol=1e-6)
 
 
+def test_plateau_and_patience_do_what_keras_callbacks_do():
+    losses = [*np.linspace(2, 1, 4), *[1.0] * 6, 0.9, *[0.95] * 12]
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model.build((None, 1))
+    model.compile(keras.optimizers.SGD(0.8))
+    callback = keras.callbacks.ReduceLROnPlateau(factor=0.5, patience=5, verbose=0)
+    stopping = keras.callbacks.EarlyStopping(patience=10)
+    for each in (callback, stopping):
+        each.set_model(model)
+        each.on_train_begin()
+    stopped = []
+    for epoch, loss in enumerate(losses):
+        for each in (callback, stopping):
+            each.on_epoch_end(epoch, {"val_loss": loss})
+        assert training.plateau_factor(losses[: epoch + 1]) * 0.8 == pytest.approx(float(model.optimizer.learning_rate))
+        stopped.append(stopping.stopped_epoch > 0)
+        assert training.out_of_patience(losses[: epoch + 1], 10) == stopped[-1]
+        if stopped[-1]:
+            break
+    assert stopped == [False] * 20 + [True]
+    assert not training.out_of_patience([1.0] * 50, 0)
+
+
+def test_a_run_out_of_patience_ends_early():
+    _, history, progress = run(changed(epochs=30, learning_rate=0.5, patience=2, select_by="val_loss"))
+    assert len(history["loss"]) == progress.best_epoch + 3 < 30
+
+
 def test_weight_decay_takes_learning_rate_times_decay_of_each_weight():
     model = small_model()
     training.compile_model(model, Recipe(learning_rate=0.01, weight_decay=0.5), 1)

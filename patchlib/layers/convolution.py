@@ -1,22 +1,15 @@
-"""Patch layers and mixing blocks: registered, so that a saved model loads without ``custom_objects``.
-
-Every layer builds its parts with its own dtype policy and returns its whole configuration from ``get_config``.
-"""
+"""ConvMixer's layers (Trockman and Kolter, "Patches Are All You Need?", 2022)."""
 
 import keras
 
-
-def _positive(**values: int) -> None:
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+from patchlib.layers.base import Block, positive, tiles
 
 
 @keras.saving.register_keras_serializable("patchlib")
-class ConvStem(keras.layers.Layer):
+class ConvStem(Block):
     """Cut an image into patches and embed each: a convolution whose stride is its kernel size, activation, BatchNorm.
 
-    Source: Trockman and Kolter, "Patches Are All You Need?" (2022), eq. 1.
+    Source: the paper's eq. 1.
 
     Args:
         dim: width of the embedding, the paper's h.
@@ -33,7 +26,7 @@ class ConvStem(keras.layers.Layer):
 
     def __init__(self, dim, patch_size, activation="gelu", momentum=0.99, epsilon=1e-3, **kwargs):
         super().__init__(**kwargs)
-        _positive(dim=dim, patch_size=patch_size)
+        positive(dim=dim, patch_size=patch_size)
         self.dim = dim
         self.patch_size = patch_size
         self.activation = keras.activations.get(activation)
@@ -44,12 +37,7 @@ class ConvStem(keras.layers.Layer):
         self.norm = keras.layers.BatchNormalization(momentum=momentum, epsilon=epsilon, name="norm", **part)
 
     def build(self, input_shape):
-        height, width = input_shape[1:3]
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(
-                "`patch_size` must divide the image. "
-                f"Received: patch_size={self.patch_size}, image of {height} x {width} pixels"
-            )
+        tiles(self.patch_size, *input_shape[1:3])
         self.embed.build(input_shape)
         self.norm.build(self.embed.compute_output_shape(input_shape))
 
@@ -59,22 +47,17 @@ class ConvStem(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return self.embed.compute_output_shape(input_shape)
 
-    def get_config(self):
-        return super().get_config() | {
-            "dim": self.dim,
-            "patch_size": self.patch_size,
-            "activation": keras.activations.serialize(self.activation),
-            "momentum": self.momentum,
-            "epsilon": self.epsilon,
-        }
+    def multiply_adds(self, input_shape):
+        _, height, width, channels = input_shape
+        return {"space": 0, "channels": height * width * channels * self.dim}
 
 
 @keras.saving.register_keras_serializable("patchlib")
-class ConvMixerBlock(keras.layers.Layer):
+class ConvMixerBlock(Block):
     """Mix space, then channels: a depthwise convolution with a residual around it, then a pointwise convolution.
 
     Both convolutions are followed by the activation and then BatchNorm; there is no residual around the pointwise half.
-    Source: Trockman and Kolter, "Patches Are All You Need?" (2022), eqs. 2 and 3.
+    Source: the paper's eqs. 2 and 3.
 
     Args:
         dim: channels, the paper's h.
@@ -89,9 +72,11 @@ class ConvMixerBlock(keras.layers.Layer):
         ValueError: ``dim`` or ``kernel_size`` isn't a positive integer, or the input has another number of channels.
     """
 
+    mixes_space = ("depthwise", "depthwise_norm")
+
     def __init__(self, dim, kernel_size, activation="gelu", momentum=0.99, epsilon=1e-3, **kwargs):
         super().__init__(**kwargs)
-        _positive(dim=dim, kernel_size=kernel_size)
+        positive(dim=dim, kernel_size=kernel_size)
         self.dim = dim
         self.kernel_size = kernel_size
         self.activation = keras.activations.get(activation)
@@ -119,11 +104,7 @@ class ConvMixerBlock(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return input_shape
 
-    def get_config(self):
-        return super().get_config() | {
-            "dim": self.dim,
-            "kernel_size": self.kernel_size,
-            "activation": keras.activations.serialize(self.activation),
-            "momentum": self.momentum,
-            "epsilon": self.epsilon,
-        }
+    def multiply_adds(self, input_shape):
+        _, height, width, _ = input_shape
+        places = height * width
+        return {"space": places * self.kernel_size**2 * self.dim, "channels": places * self.dim**2}

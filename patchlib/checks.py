@@ -1,0 +1,51 @@
+"""Checks that every notebook makes of its own run. Each raises ``AssertionError`` with the numbers that disagree."""
+
+import keras
+import numpy as np
+
+from patchlib import models, reference
+from patchlib.data import Data
+
+
+def layer(layer: keras.layers.Layer, x: np.ndarray, definition, *arguments, tolerance: float = 1e-5) -> None:
+    """A layer equals its definition of ``patchlib.reference``, for random weights: ``definition(x, weights, ...)``."""
+    layer.build(x.shape)
+    expected = definition(x.astype("float64"), reference.randomize(layer), *arguments)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(layer(x)), expected, rtol=tolerance, atol=tolerance)
+    print(f"{type(layer).__name__}: {x.shape} -> {expected.shape}, equal to its definition within {tolerance}")
+
+
+def untrained(model: keras.Model, data: Data, mean=0.0, std=255.0) -> None:
+    """Pixels enter as (pixel - mean) / std, and an untrained model's loss is near that of guessing, ln(classes)."""
+    images, labels = data.train.images[:256], data.train.labels[:256]
+    seen = keras.ops.convert_to_numpy(models.intermediates(model)(images[:16])["rescale"]).astype("float32")
+    tolerance = 1e-5 if model.get_layer("rescale").compute_dtype == "float32" else 0.05
+    np.testing.assert_allclose(seen, (images[:16] - np.array(mean)) / np.array(std), atol=tolerance)
+    logits = keras.ops.convert_to_numpy(model(images))
+    loss = float(keras.losses.SparseCategoricalCrossentropy(from_logits=True)(labels, logits))
+    guessing = np.log(data.num_classes)
+    assert abs(loss - guessing) < 0.5, f"the untrained loss is {loss:.2f}, guessing gives {guessing:.2f}"
+    print(f"the untrained loss is near that of guessing, {guessing:.2f}")
+
+
+def trained(model: keras.Model, data: Data, card: dict) -> None:
+    """The run learned, and the model at hand is the one that its card speaks of, chosen by validation."""
+    history, metrics = card["history"], card["metrics"]
+    assert np.isfinite(history["loss"]).all() and len(history["loss"]) <= card["parameters"]["epochs"]
+    if data.name == "digits":
+        bound = np.log(data.num_classes) / 2
+        assert history["loss"][-1] < bound, f"the loss fell to {history['loss'][-1]:.2f} only, not below {bound:.2f}"
+    logits = model.predict(data.validation.images, verbose=0)
+    counted = (logits.argmax(axis=1) == data.validation.labels).mean()
+    tolerance = 1e-6 if card["parameters"]["precision"] == "float32" else 0.01
+    np.testing.assert_allclose(counted, metrics["val_accuracy"], atol=tolerance)
+    if card["parameters"]["select_by"] == "val_accuracy":
+        assert metrics["val_accuracy"] == max(history["val_accuracy"])
+    print("the model at hand has the card's validation accuracy")
+
+
+def saved(model: keras.Model, data: Data, path) -> None:
+    """The saved model gives the same logits."""
+    loaded, images = keras.saving.load_model(path), data.test.images[:16]
+    np.testing.assert_allclose(loaded.predict(images, verbose=0), model.predict(images, verbose=0), atol=1e-5)
+    print("the saved model gives the same logits")

@@ -1,0 +1,50 @@
+"""What all layers share: checked arguments, and a configuration made of them."""
+
+import inspect
+
+import keras
+
+
+class Block(keras.layers.Layer):
+    """A layer that keeps each constructor argument as an attribute of the same name, and so knows its configuration."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+
+    def get_config(self):
+        arguments = [
+            name for name in inspect.signature(type(self).__init__).parameters if name not in ("self", "kwargs")
+        ]
+        values = {name: getattr(self, name) for name in arguments}
+        return super().get_config() | {
+            k: keras.activations.serialize(v) if callable(v) else v for k, v in values.items()
+        }
+
+
+def positive(**values: int) -> None:
+    """Refuse anything but positive integers."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+
+
+def fraction(**values: float) -> None:
+    """Refuse anything but rates from 0 up to, not including, 1."""
+    for name, value in values.items():
+        if not isinstance(value, int | float) or not 0 <= value < 1:
+            raise ValueError(f"`{name}` must be at least 0 and less than 1. Received: {name}={value!r}")
+
+
+def one_of(accepted: tuple, **values) -> None:
+    """Refuse anything but the given words."""
+    for name, value in values.items():
+        if value not in accepted:
+            raise ValueError(f"`{name}` must be one of {', '.join(map(repr, accepted))}. Received: {name}={value!r}")
+
+
+def tiles(patch_size: int, height: int, width: int) -> None:
+    """Refuse patches that don't tile the image."""
+    if height % patch_size or width % patch_size:
+        raise ValueError(
+            f"`patch_size` must divide the image. Received: patch_size={patch_size}, image of {height} x {width} pixels"
+        )

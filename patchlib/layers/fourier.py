@@ -1,0 +1,77 @@
+"""FNet's mixing and block (Lee-Thorp et al., "FNet: Mixing Tokens with Fourier Transforms", 2022)."""
+
+import math
+
+import keras
+from keras import ops
+
+from patchlib.layers.base import Block
+from patchlib.layers.mlp import MLP
+
+
+@keras.saving.register_keras_serializable("patchlib")
+class FourierMixing(Block):
+    """The real part of the Fourier transform over places and channels; no weights. Source: the paper's eq. 3.
+
+    Computed in float32 whatever the dtype policy: there are no complex numbers of half the size.
+
+    Input and output: float (N, places, dim).
+    """
+
+    def call(self, x):
+        real = ops.cast(x, "float32")
+        mixed, _ = ops.fft2((real, ops.zeros_like(real)))
+        return ops.cast(mixed, self.compute_dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def multiply_adds(self, input_shape):
+        """Of a fast Fourier transform of n complex numbers, by the usual count of 5 n log2(n) operations."""
+        numbers = input_shape[1] * input_shape[2]
+        return {"space": round(2.5 * numbers * math.log2(numbers)), "channels": 0}
+
+
+@keras.saving.register_keras_serializable("patchlib")
+class FNetBlock(Block):
+    """Fourier mixing, then an MLP over channels, each inside a residual and followed by a LayerNorm (fig. 1).
+
+    Args:
+        hidden_dim: width of the MLP; the paper takes four times the channels.
+        activation: name or function of the activation.
+        dropout: rate after the MLP's activation.
+        epsilon: of the LayerNorms.
+
+    Input and output: float (N, places, dim).
+
+    Raises:
+        ValueError: ``hidden_dim`` isn't a positive integer, or ``dropout`` isn't at least 0 and less than 1.
+    """
+
+    mixes_space = ("fourier", "fourier_norm")
+
+    def __init__(self, hidden_dim, activation="gelu", dropout=0.0, epsilon=1e-6, **kwargs):
+        super().__init__(**kwargs)
+        self.hidden_dim = hidden_dim
+        self.activation = keras.activations.get(activation)
+        self.dropout = dropout
+        self.epsilon = epsilon
+        part = {"dtype": self.dtype_policy}
+        self.fourier = FourierMixing(name="fourier", **part)
+        self.fourier_norm = keras.layers.LayerNormalization(epsilon=epsilon, name="fourier_norm", **part)
+        self.mlp = MLP(hidden_dim, self.activation, dropout, name="mlp", **part)
+        self.mlp_norm = keras.layers.LayerNormalization(epsilon=epsilon, name="mlp_norm", **part)
+
+    def build(self, input_shape):
+        for part in (self.fourier_norm, self.mlp, self.mlp_norm):
+            part.build(input_shape)
+
+    def call(self, x, training=None):
+        x = self.fourier_norm(x + self.fourier(x))
+        return self.mlp_norm(x + self.mlp(x, training=training))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def multiply_adds(self, input_shape):
+        return self.mlp.multiply_adds(input_shape) | {"space": self.fourier.multiply_adds(input_shape)["space"]}

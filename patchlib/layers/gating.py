@@ -1,0 +1,117 @@
+"""gMLP's gate and block (Liu et al., "Pay Attention to MLPs", 2021)."""
+
+import keras
+from keras import ops
+
+from patchlib.layers.base import Block, fraction, one_of, positive
+
+
+@keras.saving.register_keras_serializable("patchlib")
+class SpatialGatingUnit(Block):
+    """Multiply one half of the channels by a linear mixture, over places, of the other half. Source: the paper's eq. 4.
+
+    Args:
+        gate_stddev: standard deviation of the gate's initial weights. The paper wants them near zero (timm: 1e-6), so
+            that the gate, whose bias starts at 1, starts as the identity; 0 is the Keras example's glorot uniform.
+        epsilon: of the LayerNorm on the gating half.
+
+    Input: float (N, places, 2 c). Output: (N, places, c).
+
+    Raises:
+        ValueError: the number of channels is odd.
+    """
+
+    def __init__(self, gate_stddev=0.0, epsilon=1e-6, **kwargs):
+        super().__init__(**kwargs)
+        self.gate_stddev = gate_stddev
+        self.epsilon = epsilon
+        part = {"dtype": self.dtype_policy}
+        self.norm = keras.layers.LayerNormalization(epsilon=epsilon, name="norm", **part)
+
+    def build(self, input_shape):
+        count, places, channels = input_shape
+        if channels % 2:
+            raise ValueError(f"The number of channels must be even. Received: input of shape {tuple(input_shape)}")
+        initializer = "glorot_uniform"
+        if self.gate_stddev:
+            initializer = keras.initializers.RandomNormal(stddev=self.gate_stddev)
+        self.gate = keras.layers.Dense(
+            places, kernel_initializer=initializer, bias_initializer="ones", name="gate", dtype=self.dtype_policy
+        )
+        self.norm.build((count, places, channels // 2))
+        self.gate.build((count, channels // 2, places))
+
+    def call(self, x):
+        kept, gating = ops.split(x, 2, axis=-1)
+        columns = ops.transpose(self.norm(gating), (0, 2, 1))
+        return kept * ops.transpose(self.gate(columns), (0, 2, 1))
+
+    def compute_output_shape(self, input_shape):
+        return *input_shape[:2], input_shape[2] // 2
+
+    def multiply_adds(self, input_shape):
+        _, places, channels = input_shape
+        return {"space": places**2 * channels // 2, "channels": 0}
+
+
+@keras.saving.register_keras_serializable("patchlib")
+class GMLPBlock(Block):
+    """A channel MLP with a spatial gate in its middle, after a LayerNorm and inside a residual (fig. 1).
+
+    Args:
+        hidden_dim: channels before the gate halves them; the paper takes six times the block's.
+        activation: name or function of the activation before the gate.
+        dropout: rate after the activation.
+        skip: what the output is added to: "input", as in the paper, or "normalized", as in the Keras example.
+        gate_stddev: see ``SpatialGatingUnit``.
+        epsilon: of the LayerNorms.
+
+    Input and output: float (N, places, dim).
+
+    Raises:
+        ValueError: ``hidden_dim`` isn't an even positive integer, ``dropout`` isn't at least 0 and less than 1, or
+            ``skip`` is another word.
+    """
+
+    mixes_space = ("spatial",)
+
+    def __init__(
+        self, hidden_dim, activation="gelu", dropout=0.0, skip="input", gate_stddev=0.0, epsilon=1e-6, **kwargs
+    ):
+        super().__init__(**kwargs)
+        positive(hidden_dim=hidden_dim)
+        fraction(dropout=dropout)
+        one_of(("input", "normalized"), skip=skip)
+        self.hidden_dim = hidden_dim
+        self.activation = keras.activations.get(activation)
+        self.dropout = dropout
+        self.skip = skip
+        self.gate_stddev = gate_stddev
+        self.epsilon = epsilon
+        part = {"dtype": self.dtype_policy}
+        self.norm = keras.layers.LayerNormalization(epsilon=epsilon, name="norm", **part)
+        self.expand = keras.layers.Dense(hidden_dim, name="expand", **part)
+        self.drop = keras.layers.Dropout(dropout, name="drop", **part)
+        self.spatial = SpatialGatingUnit(gate_stddev, epsilon, name="spatial", **part)
+
+    def build(self, input_shape):
+        count, places, dim = input_shape
+        self.norm.build(input_shape)
+        self.expand.build(input_shape)
+        self.spatial.build((count, places, self.hidden_dim))
+        self.project = keras.layers.Dense(dim, name="project", dtype=self.dtype_policy)
+        self.project.build((count, places, self.hidden_dim // 2))
+
+    def call(self, x, training=None):
+        normalized = self.norm(x)
+        hidden = self.drop(self.activation(self.expand(normalized)), training=training)
+        mixed = self.project(self.spatial(hidden))
+        return mixed + (normalized if self.skip == "normalized" else x)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def multiply_adds(self, input_shape):
+        _, places, dim = input_shape
+        gate = self.spatial.multiply_adds((None, places, self.hidden_dim))
+        return {"space": gate["space"], "channels": places * dim * self.hidden_dim * 3 // 2}
