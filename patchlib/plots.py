@@ -33,8 +33,8 @@ def patches(image, patch_size: int, size=4.0) -> Figure:
     return grid([image, cut], titles, columns=2, size=size)
 
 
-def lit(images, shares) -> np.ndarray:
-    """Images (N, H, W, 3), each as bright at a place as its share there: (N, places), the largest share shows it whole.
+def heat(images, shares) -> np.ndarray:
+    """Images (N, H, W, 3) in dim grey, and over each in orange its share of each place: (N, places), brightest is most.
 
     The places are a square grid over the image, row by row. Returns floats (N, H, W, 3), 0 to 1, for ``grid``.
     """
@@ -42,7 +42,8 @@ def lit(images, shares) -> np.ndarray:
     height, width = images.shape[1:3]
     light = (shares / shares.max(axis=1, keepdims=True)).reshape(-1, side, side)
     rows, columns = np.arange(height) * side // height, np.arange(width) * side // width
-    return images / 255 * light[:, rows][:, :, columns, None]
+    grey = 0.6 * images.mean(axis=-1, keepdims=True) / 255
+    return np.clip(grey + light[:, rows][:, :, columns, None] * [0.9, 0.4, 0.0], 0, 1)
 
 
 def filters(kernels, columns=16, size=0.5) -> Figure:

@@ -37,3 +37,10 @@ def test_curves_are_the_histories():
     losses, accuracies = plots.learning_curves({"a": {"history": history}}).axes
     assert [list(line.get_ydata()) for line in losses.lines] == [history["loss"], history["val_loss"]]
     assert [list(line.get_ydata()) for line in accuracies.lines] == [history["accuracy"], history["val_accuracy"]]
+
+
+def test_heat_is_brightest_where_the_share_is_largest():
+    images, shares = np.zeros((1, 4, 4, 3), "uint8"), np.array([[0.1, 0.2, 0.4, 0.3]])
+    (picture,) = plots.heat(images, shares)
+    np.testing.assert_allclose(picture[::2, ::2, 0], 0.9 * np.array([[0.25, 0.5], [1, 0.75]]))
+    assert (picture[2:, :2] == picture[2, 0]).all()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from patchlib import runs
+
 ROOT = Path(__file__).parents[1]
 ORDER = ["parameters", "data", "augment", "reference", "layers", "models", "training", "runs", "checks", "plots"]
 
@@ -73,3 +75,8 @@ def test_import_takes_less_than_a_second_beyond_keras():
         for _ in range(2)
     ]
     assert min(times) < 1
+
+
+def test_the_readmes_table_is_made_from_the_cards():
+    rows = runs.table(runs.load_cards(ROOT / "results")).splitlines()
+    assert "\n".join(rows) in (ROOT / "README.md").read_text()
