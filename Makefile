@@ -5,7 +5,10 @@ PY := .venv/bin/python
 NB := convmixer
 TIER := smoke
 SEED := 0
-RUN = runs/$(NB)-$(TIER)$(DATA:%=-$(notdir $(basename $(DATA:%/=%))))$(LIMIT:%=-limit%)$(EPOCHS:%=-epochs%)-seed$(SEED)
+empty :=
+# The folder's name tells runs apart: ARGS="-p dim 64 -p depth 2" becomes -dim-64-depth-2.
+NAMED = $(subst $(empty) $(empty),-,$(subst /,_,$(strip $(subst -p ,,$(ARGS)))))
+RUN = runs/$(NB)-$(TIER)$(DATA:%=-$(notdir $(basename $(DATA:%/=%))))$(LIMIT:%=-limit%)$(EPOCHS:%=-epochs%)$(NAMED:%=-%)-seed$(SEED)
 
 # A path here means the same to the notebook, which runs in notebooks/.
 DATA_PATH = $(or $(filter digits cifar10 cifar100,$(DATA)),$(abspath $(wildcard $(DATA))),$(DATA))
@@ -26,16 +29,20 @@ run: .venv/ready  ## run a notebook: make run NB=convmixer TIER=tuned DATA=cifar
 	@test -f notebooks/$(NB).ipynb || { echo "NB=$(NB): there are $(notdir $(basename $(wildcard notebooks/*.ipynb)))"; exit 2; }
 	@test "$(TIER)" = smoke -o -f notebooks/tiers/$(NB)-$(TIER).yaml || \
 		{ echo "TIER=$(TIER): there are smoke $(patsubst $(NB)-%,%,$(notdir $(basename $(wildcard notebooks/tiers/$(NB)-*.yaml))))"; exit 2; }
-	@if test -f "$(RUN)/run.json"; then echo "$(RUN) holds a finished run; RUN=another/folder makes a new one"; \
-		else mkdir -p "$(RUN)" && $(PAPERMILL); fi
-	@sed -n 's/.*"test_accuracy": \([^,]*\).*/test accuracy: \1/p' "$(RUN)/run.json"
+	@case "$(DATA)" in */*|*.npz) test -e "$(DATA)" || { echo "DATA=$(DATA): there is no such file or folder"; exit 2; };; esac
+	@if test ! -f "$(RUN)/run.json"; then mkdir -p "$(RUN)" && $(PAPERMILL); \
+		elif grep -q '"dataset": "$(or $(DATA_PATH),.*)"' "$(RUN)/run.json"; then \
+		echo "$(RUN) holds this run, finished; RUN=another/folder makes a new one"; \
+		else echo "$(RUN) holds a run on other data: choose RUN=another/folder"; exit 2; fi
+	@printf 'test accuracy: %.4f\n' $$(sed -n 's/.*"test_accuracy": \([^,]*\).*/\1/p' "$(RUN)/run.json")
 	@echo "notebook: $(RUN)/$(NB).ipynb"; echo "run card: $(RUN)/run.json"; echo "model:    $(RUN)/model.keras"
 
 test: .venv/ready .venv-jax/ready  ## all that CI runs: ruff, unit tests on TensorFlow and JAX, every notebook's outputs
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	$(PY) -m pytest --nbval tests notebooks
-	KERAS_BACKEND=jax .venv-jax/bin/python -m pytest tests/test_layers.py tests/test_models.py tests/test_training.py tests/test_runs.py
+	KERAS_BACKEND=jax .venv-jax/bin/python -m pytest tests/test_layers.py tests/test_models.py tests/test_training.py \
+		tests/test_runs.py -k "not published"
 
 lab: .venv/ready  ## JupyterLab on the notebooks
 	$(PY) -m jupyterlab notebooks

@@ -116,7 +116,7 @@ def load_data(name: str, *, image_size: int = 0, limit: int = 0, validation: str
         train, test, classes = _folder(path, image_size)
     elif path.suffix == ".npz" and path.is_file():
         train, test, classes = _npz(path)
-    elif path.suffix == ".npz" or len(path.parts) > 1:
+    elif path.suffix == ".npz" or "/" in str(name):
         raise DataError(f"data set {name!r}: there is no such file or folder (looked for {path.absolute()}).")
     else:
         raise DataError(
@@ -190,7 +190,7 @@ def _cifar(name):
     classes = _CLASSES[name].split()
     folder = os.environ.get("PATCHLIB_DATA")
     if folder and (path := Path(folder).expanduser() / f"{name}.npz").is_file():
-        train, test, _ = _npz(path)
+        train, test, _ = _npz(path, classes)
     else:
         try:
             (x, y), (x_test, y_test) = getattr(keras.datasets, name).load_data()
@@ -204,20 +204,23 @@ def _cifar(name):
     return train, test, classes
 
 
-def _npz(path):
+def _npz(path, classes=None):
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, TypeError, ValueError) as error:
         raise DataError(f"{path} is broken or isn't an .npz file ({error}).") from error
     missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in arrays]
     if missing:
         raise DataError(f"{path} lacks {', '.join(missing)}: it holds {', '.join(arrays) or 'nothing'}.")
     train, test = (_checked(path, part, arrays[f"x_{part}"], arrays[f"y_{part}"]) for part in ("train", "test"))
     count = int(max(train.labels.max(), test.labels.max())) + 1
-    classes = [str(c) for c in arrays.get("classes", range(count))]
+    classes = classes or [str(c) for c in arrays.get("classes", range(count))]
     if count < 2 or len(classes) < count:
-        raise DataError(f"{path} has labels up to {count - 1} and {len(classes)} class(es): at least 2 are needed.")
+        raise DataError(
+            f"{path} has labels from 0 to {count - 1} and {len(classes)} class name(s): "
+            "accepted are at least 2 classes, with a name for each label."
+        )
     if train.images.shape[1:] != test.images.shape[1:]:
         raise DataError(f"{path}: x_train is of {train.images.shape}, x_test of {test.images.shape}.")
     return train, test, classes

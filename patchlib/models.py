@@ -7,7 +7,8 @@ Arguments that all of them take:
 
 - input_shape: (height, width, channels) of the images, in pixels; num_classes: number of logits.
 - dim: width of a patch's vector; depth: number of blocks.
-- activation: name or function; "gelu" is the exact one, by the error function.
+- activation: name or function; "gelu" is the exact one, by the error function,
+  ``layers.gelu_tanh`` its approximation.
 - mean, std: pixels enter as ``(pixel - mean) / std``; a number, or one per channel, in units of 0 to 255.
 - dtype: dtype policy, such as "mixed_bfloat16"; the logits stay float32.
 - name: of the model.
@@ -21,6 +22,7 @@ import keras
 import numpy as np
 
 from patchlib import layers
+from patchlib.layers.base import positive
 
 
 def convmixer(
@@ -53,7 +55,7 @@ def convmixer(
         batchnorm_epsilon: added to the variances.
     """
     norm = {"activation": activation, "momentum": batchnorm_momentum, "epsilon": batchnorm_epsilon, "dtype": dtype}
-    images, x = _images(input_shape, mean, std, 0, dtype)
+    images, x = _images(input_shape, mean, std, 0, depth, dtype)
     x = layers.ConvStem(dim, patch_size, name="stem", **norm)(x)
     for i in range(depth):
         x = layers.ConvMixerBlock(dim, kernel_size, name=f"block_{i}", **norm)(x)
@@ -106,7 +108,8 @@ def cct(
         qkv_bias, activate_output, skip: see ``layers.TransformerBlock``.
         epsilon: of the LayerNorms.
     """
-    images, x = _images(input_shape, mean, std, 0, dtype)
+    images, x = _images(input_shape, mean, std, 0, depth, dtype)
+    positive(conv_layers=conv_layers)
     channels = (conv_dim,) * (conv_layers - 1) + (dim,)
     x = layers.ConvTokenizer(channels, kernel_size, stride, padding=padding, name="stem", dtype=dtype)(x)
     if position:
@@ -167,7 +170,7 @@ def mlp_mixer(
         dropout: in the blocks; head_dropout: before the head.
         epsilon: of the LayerNorms.
     """
-    images, x = _images(input_shape, mean, std, resize, dtype)
+    images, x = _images(input_shape, mean, std, resize, depth, dtype)
     x = layers.PatchEmbedding(dim, patch_size, name="stem", dtype=dtype)(x)
     block = {"activation": activation, "dropout": dropout, "shared_norm": shared_norm, "epsilon": epsilon}
     for i in range(depth):
@@ -206,7 +209,7 @@ def fnet(
         dropout: in the blocks; head_dropout: before the head.
         epsilon: of the LayerNorms.
     """
-    images, x = _images(input_shape, mean, std, resize, dtype)
+    images, x = _images(input_shape, mean, std, resize, depth, dtype)
     x = layers.PatchEmbedding(dim, patch_size, name="stem", dtype=dtype)(x)
     if position:
         x = layers.PositionEmbedding(name="position", dtype=dtype)(x)
@@ -250,7 +253,7 @@ def gmlp(
         dropout: in the blocks; head_dropout: before the head.
         epsilon: of the LayerNorms.
     """
-    images, x = _images(input_shape, mean, std, resize, dtype)
+    images, x = _images(input_shape, mean, std, resize, depth, dtype)
     x = layers.PatchEmbedding(dim, patch_size, name="stem", dtype=dtype)(x)
     for i in range(depth):
         x = layers.GMLPBlock(
@@ -298,7 +301,7 @@ def vit(
         raise ValueError(f"`heads` must divide `dim`. Received: heads={heads!r}, dim={dim!r}")
     if pool not in ("token", "mean"):
         raise ValueError(f"`pool` must be 'token' or 'mean'. Received: pool={pool!r}")
-    images, x = _images(input_shape, mean, std, 0, dtype)
+    images, x = _images(input_shape, mean, std, 0, depth, dtype)
     x = layers.PatchEmbedding(dim, patch_size, name="stem", dtype=dtype)(x)
     if pool == "token":
         x = layers.ClassToken(name="token", dtype=dtype)(x)
@@ -390,10 +393,13 @@ def audit_table(build, steps: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def _images(input_shape, mean, std, resize, dtype):
+def _images(input_shape, mean, std, resize, depth, dtype):
     """The input, and the images as the first layer sees them."""
+    positive(depth=depth)
     images = keras.Input(input_shape, name="images")
     mean, std = np.broadcast_arrays(np.asarray(mean, float), np.asarray(std, float))
+    if not (std > 0).all():
+        raise ValueError(f"`std` must be above zero. Received: std={std.tolist()}")
     x = keras.layers.Rescaling((1 / std).tolist(), (-mean / std).tolist(), name="rescale", dtype=dtype)(images)
     if resize:
         x = keras.layers.Resizing(resize, resize, name="resize", dtype=dtype)(x)

@@ -31,8 +31,6 @@ def _sentence(error: dict, known) -> str:
     match error["type"]:
         case "extra_forbidden":
             return f"unknown parameter {name!r} (received {received!r}): did you mean {nearest(name, known)!r}?"
-        case "missing":
-            return f"parameter {name!r} is missing."
         case "value_error":
             return f"{error['ctx']['error']}"
     accepted = error["msg"].removeprefix("Input should be ")
@@ -61,7 +59,8 @@ class _Checked(pydantic.BaseModel):
         """Read the parameters out of a notebook's ``globals()``.
 
         Whatever stands there when this is first called was put there by the parameters cell or by papermill, so every
-        name must be a parameter. A later call in the same kernel looks at those names alone.
+        name must be a parameter. By a later call in the same kernel the notebook has names of its own, and of those
+        that came since only the ones that look like a misspelt parameter are refused.
 
         Raises:
             ParameterError: a name is unknown or a value isn't accepted.
@@ -71,8 +70,22 @@ class _Checked(pydantic.BaseModel):
             for name, value in namespace.items()
             if not name.startswith("_") and name not in _IPYTHON_NAMES and not isinstance(value, ModuleType)
         }
-        first = namespace.setdefault("_parameter_names", {n for n in values if not callable(values[n])})
-        return cls(**{name: value for name, value in values.items() if name in first or name in cls.model_fields})
+        first = namespace.get("_parameter_names", {name for name, value in values.items() if not callable(value)})
+        misspelt = {
+            name
+            for name, value in values.items()
+            if isinstance(value, bool | int | float | str)
+            and difflib.get_close_matches(name, cls.model_fields, 1, 0.85)
+        }
+        parameters = {name: values[name] for name in values if name in {*first, *misspelt, *cls.model_fields}}
+        try:
+            read = cls(**parameters)
+        except ParameterError as error:
+            unknown = [name for name in parameters if name not in cls.model_fields]
+            hint = f" In a running kernel, `del {', '.join(unknown)}` as well." if unknown else ""
+            raise ParameterError(f"{error}{hint}") from None
+        namespace["_parameter_names"] = first
+        return read
 
     def arguments(self, function) -> dict:
         """The parameters that a function takes by name: ``models.cct(shape, classes, **p.arguments(models.cct))``."""

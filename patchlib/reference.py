@@ -208,7 +208,7 @@ def fnet_block(x: np.ndarray, weights: dict, epsilon: float) -> np.ndarray:
 
 
 def spatial_gating_unit(x: np.ndarray, weights: dict, epsilon: float, prefix: str = "") -> np.ndarray:
-    """One half of the channels times a linear mixture, over places, of the other (Liu et al., 2021, eqs. 3 and 4)."""
+    """One half of the channels times a linear mixture, over places, of the other (Liu et al., 2021, eqs. 2 and 4)."""
     kept, gating = np.split(x, 2, axis=-1)
     gating = layer_norm(gating, weights, f"{prefix}norm", epsilon)
     mixed = np.einsum("qp,nqc->npc", weights[f"{prefix}gate/kernel"], gating)

@@ -4,6 +4,7 @@ A run is finished when ``run.json`` stands in its folder; it's written last. Eve
 """
 
 import datetime
+import hashlib
 import importlib
 import json
 import os
@@ -76,7 +77,7 @@ def train(model: keras.Model, data: Data, recipe: Recipe, run_dir: str | os.Path
         ValueError: the model doesn't fit the data.
         FloatingPointError: the loss is no longer a finite number.
     """
-    folder = Path(run_dir)
+    folder = Path(run_dir).expanduser()
     _refuse_finished(folder)
     if model.input_shape[1:] != data.input_shape or model.output_shape[-1] != data.num_classes:
         raise ValueError(
@@ -86,17 +87,21 @@ def train(model: keras.Model, data: Data, recipe: Recipe, run_dir: str | os.Path
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(folder / ".lock", timeout=0):
-            card = _train(model, data, recipe, folder)
+            _refuse_finished(folder)  # once more: another process may just have finished it
+            return _train(model, data, recipe, folder)
     except filelock.Timeout:
         raise RunError(f"{folder} is in use by another process: choose another run_dir, or wait for it.") from None
-    (folder / ".lock").unlink(missing_ok=True)
-    return card
 
 
 def _train(model, data, recipe, folder):
     for leftover in folder.glob("*.partial*"):  # of a process that was killed
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    identity = {"architecture": model.name, "parameters": _without_folder(recipe), "fingerprint": data.fingerprint}
+    identity = {
+        "architecture": model.name,
+        "parameters": _without_folder(recipe),
+        "fingerprint": data.fingerprint,
+        "model": _model_fingerprint(model),
+    }
     progress, started = _resume(folder, identity)
     if progress.epoch:
         print(f"continuing after epoch {progress.epoch} of {recipe.epochs}")
@@ -110,8 +115,8 @@ def _train(model, data, recipe, folder):
                 flush=True,
             )
     card = _card(model, data, recipe, identity, progress, started)
-    _write_whole(folder / MODEL, model.save)
-    _write_whole(folder / CARD, lambda path: path.write_text(json.dumps(card, indent=1) + "\n"))
+    _write_whole(folder / MODEL, lambda path: model.save(path, include_optimizer=False))
+    _write_whole(folder / CARD, lambda path: path.write_text(json.dumps(card, indent=1, allow_nan=False) + "\n"))
     for checkpoint in _checkpoints(folder):
         shutil.rmtree(checkpoint)
     return card
@@ -129,7 +134,7 @@ def _card(model, data, recipe, identity, progress, started):
         "parameters": identity["parameters"],
         "effective_weight_decay": recipe.learning_rate * recipe.weight_decay,
         "seed": recipe.seed,
-        "dataset": data.describe(),
+        "dataset": data.describe() | {"classes": list(data.classes)},
         "model": {"parameters": parameters, "trainable_parameters": trainable},
         "history": history,
         "best_epoch": progress.best_epoch + 1,
@@ -177,23 +182,19 @@ def load_cards(folder: str | os.PathLike, **wanted) -> list[dict]:
 
 
 def table(cards: list[dict]) -> str:
-    """Run cards as a Markdown table: a row for each architecture, tier and data set, mean and spread over its seeds."""
+    """Run cards as a Markdown table: a row for cards that differ in their seeds alone, with mean and spread."""
     lines = [
         "| architecture | tier | data | training images | epochs | parameters | test accuracy, % | seeds | seconds |",
         "|---|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     groups = {}
     for card in cards:
-        key = (
-            card["architecture"],
-            card["tier"],
-            card["dataset"]["name"],
-            card["dataset"]["train"],
-            len(card["history"]["loss"]),
-            card["model"]["parameters"],
-        )
+        same = {name: value for name, value in card["parameters"].items() if name != "seed"}
+        key = card["architecture"], str(card["tier"]), card["dataset"]["name"], json.dumps(same, sort_keys=True)
         groups.setdefault(key, []).append(card)
-    for (*names, images, epochs, parameters), group in sorted(groups.items()):
+    for (*names, _), group in sorted(groups.items()):
+        images, epochs = group[0]["dataset"]["train"], group[0]["parameters"]["epochs"]
+        parameters = group[0]["model"]["parameters"]
         accuracies = [100 * card["metrics"]["test_accuracy"] for card in group]
         spread = f" ± {np.std(accuracies, ddof=1):.2f}" if len(group) > 1 else ""
         seconds = np.mean([card["time"]["seconds"] for card in group])
@@ -235,9 +236,16 @@ def versions() -> dict:
 
 
 def _command(identity):
-    given = json.dumps(identity["parameters"])
+    """Papermill's command line for this run. With ``-p``, since YAML would read a number like 1e-05 as text."""
     notebook = f"notebooks/{identity['architecture']}.ipynb"
-    return shlex.join(["papermill", notebook, "out.ipynb", "--cwd", "notebooks", "-y", given])
+    given = [word for name, value in identity["parameters"].items() for word in ("-p", name, str(value))]
+    return shlex.join(["papermill", notebook, "out.ipynb", "--cwd", "notebooks", *given])
+
+
+def _model_fingerprint(model):
+    """A hash of the layers' configurations."""
+    configurations = json.dumps([layer.get_config() for layer in model.layers], sort_keys=True, default=str)
+    return hashlib.sha256(configurations.encode()).hexdigest()
 
 
 def _without_folder(recipe):

@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from patchlib.augment import Augmentation
 from patchlib.data import Data, Split
-from patchlib.layers import ConvMixerBlock
 from patchlib.parameters import Recipe
 
 
@@ -110,31 +109,23 @@ def out_of_patience(val_losses: list[float], patience: int) -> bool:
 
 def compile_model(model: keras.Model, recipe: Recipe, steps_per_epoch: int) -> None:
     """Give the model its AdamW, cross-entropy on logits, accuracy and top-5 accuracy."""
+    optimizer = keras.optimizers.AdamW(
+        learning_rate(recipe, steps_per_epoch),
+        weight_decay=recipe.weight_decay,
+        use_ema=recipe.ema > 0,
+        ema_momentum=recipe.ema or 0.99,
+    )
+    if recipe.precision == "mixed_float16":  # its small gradients would become zero
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     model.compile(
-        optimizer=keras.optimizers.AdamW(
-            learning_rate(recipe, steps_per_epoch),
-            weight_decay=recipe.weight_decay,
-            use_ema=recipe.ema > 0,
-            ema_momentum=recipe.ema or 0.99,
-        ),
+        optimizer=optimizer,
         loss=keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=recipe.label_smoothing),
         metrics=[
             keras.metrics.CategoricalAccuracy(name="accuracy"),
             keras.metrics.TopKCategoricalAccuracy(5, name="top5"),
         ],
-        jit_compile=False if _slow_under_xla(model) else "auto",
     )
     model.optimizer.build(model.trainable_variables)
-
-
-def _slow_under_xla(model: keras.Model) -> bool:
-    """XLA's CPU gradient of a depthwise convolution is many times slower than TensorFlow's own kernel."""
-    if keras.backend.backend() != "tensorflow":
-        return False
-    import tensorflow as tf  # here, because on other backends it needn't be installed
-
-    depthwise = any(isinstance(layer, ConvMixerBlock) for layer in model.layers)
-    return depthwise and not tf.config.list_physical_devices("GPU")
 
 
 @dataclass
@@ -161,7 +152,8 @@ def epochs(model: keras.Model, data: Data, recipe: Recipe, progress: Progress) -
     """Train from where ``progress`` stands to the recipe's last epoch, yielding after each.
 
     After the last one the model holds the weights of the best epoch, by validation (``recipe.select_by``). With an EMA
-    those are averaged weights. The test images are never looked at.
+    those are averaged weights, beside BatchNorm statistics of the weights as they were. The test images are never
+    looked at.
 
     Raises:
         FloatingPointError: the loss is no longer a finite number.
@@ -188,15 +180,12 @@ def epochs(model: keras.Model, data: Data, recipe: Recipe, progress: Progress) -
             start = time.perf_counter()
             fitted = model.fit(batches, shuffle=False, verbose=0, callbacks=callbacks).history
             row = {"loss": fitted["loss"][0], "accuracy": fitted["accuracy"][0], "seconds": time.perf_counter() - start}
-            if not np.isfinite(row["loss"]):
-                raise FloatingPointError(
-                    f"training diverged: the loss is {row['loss']} in epoch {epoch + 1} at a learning rate of "
-                    f"{recipe.learning_rate}; lower it, or give schedule='cosine' a warm-up."
-                )
+            _refuse_divergence(row["loss"], epoch, recipe)
             progress.state = [np.array(v) for v in _state(model)]
             if recipe.ema:
                 averaging.on_test_begin()
             row |= {f"val_{k}": v for k, v in evaluate(model, data.validation, recipe.batch_size).items()}
+            _refuse_divergence(row["val_loss"], epoch, recipe)
             for name, value in row.items():
                 progress.history.setdefault(name, []).append(value)
             if _best(progress.history, recipe.select_by) == epoch:
@@ -234,6 +223,14 @@ def _best(history, select_by) -> int:
     """The epoch to keep, the first of equals."""
     values = np.array(history[select_by])
     return int(np.argmin(values) if select_by == "val_loss" else np.argmax(values))
+
+
+def _refuse_divergence(loss, epoch, recipe):
+    if not np.isfinite(loss):
+        raise FloatingPointError(
+            f"training diverged: the loss is {loss} in epoch {epoch + 1} at a learning rate of "
+            f"{recipe.learning_rate}; lower it, or give schedule='cosine' a warm-up."
+        )
 
 
 def evaluate(model: keras.Model, split: Split, batch_size: int = 128) -> dict[str, float]:

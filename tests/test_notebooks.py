@@ -53,6 +53,16 @@ def test_outputs_name_no_place_on_this_machine(path):
 
 
 @EVERY
+def test_no_cell_overwrites_a_parameter(path):
+    """Or the first cells couldn't be run again."""
+    cells = [ast.parse(cell.source) for cell in code_cells(path)[1:]]
+    stored = {
+        n.id for cell in cells for n in ast.walk(cell) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+    }
+    assert not stored & set(SCHEMAS[path.stem].model_fields)
+
+
+@EVERY
 def test_imports_stand_in_one_cell_and_nothing_is_defined(path):
     trees = [ast.parse(cell.source) for cell in code_cells(path)]
     assert sum(any(isinstance(n, ast.Import | ast.ImportFrom) for n in ast.walk(tree)) for tree in trees) == 1

@@ -38,7 +38,9 @@ def test_an_integer_is_a_number_but_parameters_are_fixed():
 def test_read_refuses_a_mistyped_injection_only_before_the_notebook_has_names_of_its_own():
     namespace = {"epochs": 2, "_i1": "", "In": [], "np": np, "exit": exit}
     assert ConvMixer.read(namespace).epochs == 2
-    namespace |= {"card": {}, "history": [1, 2], "epochs": 4}
+    namespace |= {"card": {}, "history": [1, 2], "epochs": 4, "width": 8}
     assert ConvMixer.read(namespace).epochs == 4
+    with pytest.raises(ParameterError, match="'epoch'.*'epochs'.*del epoch"):
+        ConvMixer.read(namespace | {"epoch": 7})
     with pytest.raises(ParameterError, match="'epoch'.*'epochs'"):
         ConvMixer.read({"epochs": 2, "epoch": 3})

@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -36,7 +37,7 @@ KEYS = [
 
 
 def names(folder):
-    return sorted(path.name for path in folder.rglob("*"))
+    return sorted(path.name for path in folder.rglob("*") if path.name != ".lock")
 
 
 def test_a_run_leaves_a_card_and_a_model_in_its_folder_and_nothing_else(tmp_path, monkeypatch):
@@ -45,7 +46,8 @@ def test_a_run_leaves_a_card_and_a_model_in_its_folder_and_nothing_else(tmp_path
     assert names(tmp_path) == ["model.keras", "run", "run.json"]
     assert list(card) == KEYS
     assert runs.load_card(tmp_path / "run") == card == json.loads((tmp_path / "run" / "run.json").read_text())
-    assert card["dataset"] == {"name": "tiny", "fingerprint": "tiny-0", "train": 48, "validation": 12, "test": 12}
+    counts = {"train": 48, "validation": 12, "test": 12}
+    assert card["dataset"] == {"name": "tiny", "fingerprint": "tiny-0", **counts, "classes": ["a", "b", "c"]}
     assert card["effective_weight_decay"] == RECIPE.learning_rate * RECIPE.weight_decay
     assert {len(values) for values in card["history"].values()} == {RECIPE.epochs}
     assert card["metrics"]["test_top5"] is None  # of three classes
@@ -78,12 +80,20 @@ def test_folders_by_default_are_new(tmp_path, monkeypatch):
     assert made == ["convmixer-smoke-photos-seed3", "convmixer-smoke-photos-seed3-2", "convmixer-smoke-photos-seed3-3"]
 
 
+def test_the_cards_command_gives_the_same_parameters(tmp_path):
+    papermill_cli = pytest.importorskip("papermill.cli", reason="papermill comes with the notebooks' extra")
+    p = ConvMixer(batchnorm_epsilon=1e-5, learning_rate=3e-7, flip=False, dataset="/my photos/")
+    identity = {"architecture": "convmixer", "parameters": runs._without_folder(p)}
+    words = shlex.split(runs._command(identity))
+    given = {name: papermill_cli._resolve_type(value) for flag, name, value in zip(*[iter(words[5:])] * 3, strict=True)}
+    assert ConvMixer(**given) == p
+
+
 class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.5])
-@pytest.mark.parametrize("after", [1, 2, 3])
+@pytest.mark.parametrize(("after", "ema"), [(1, 0.0), (2, 0.5), (3, 0.5)])
 def test_an_interrupted_run_resumes_to_the_same_end(tmp_path, monkeypatch, after, ema):
     recipe = changed(schedule="one_cycle", ema=ema)
     whole, resumed = small_model(), small_model()
@@ -115,6 +125,8 @@ def test_another_run_in_the_folder_is_named(tmp_path, monkeypatch):
         runs.train(small_model(), tiny(), RECIPE, tmp_path)
     with pytest.raises(runs.RunError, match="another run.*batch_size is 12 there and 6 here"):
         runs.train(small_model(), tiny(), changed(batch_size=6), tmp_path)
+    with pytest.raises(runs.RunError, match="another run.*model is"):
+        runs.train(small_model(batchnorm_epsilon=1e-5), tiny(), RECIPE, tmp_path)
 
 
 KILLED = """
@@ -141,6 +153,14 @@ def test_a_killed_run_leaves_nothing_half_written_and_goes_on(tmp_path):
     assert "continuing after epoch" in again.stdout
     assert json.loads(again.stdout.splitlines()[-1]) == whole["history"]["loss"]
     assert names(tmp_path / "run") == ["model.keras", "run.json"]
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_left_alone(tmp_path, monkeypatch):
+    runs.train(small_model(), tiny(), RECIPE, tmp_path)
+    refuse, asked = runs._refuse_finished, []
+    monkeypatch.setattr(runs, "_refuse_finished", lambda folder: asked.append(folder) or (asked[1:] and refuse(folder)))
+    with pytest.raises(runs.RunError, match="holds a finished run"):
+        runs.train(small_model(), tiny(), RECIPE, tmp_path)
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path):
@@ -177,7 +197,7 @@ def test_table_gives_mean_spread_and_number_of_seeds():
             "tier": tier,
             "seed": seed,
             "dataset": {"name": "cifar10", "train": 45000},
-            "history": {"loss": [1.0, 0.5]},
+            "parameters": {"epochs": 2, "seed": seed},
             "model": {"parameters": 602890},
             "metrics": {"test_accuracy": accuracy},
             "time": {"seconds": 100.0},

@@ -183,6 +183,19 @@ def test_mixed_precision_trains(precision):
     assert np.isfinite(history["loss"]).all() and history["loss"][-1] < history["loss"][0]
 
 
+def test_small_float16_gradients_are_scaled():
+    model = small_model(dtype="mixed_float16")
+    training.compile_model(model, changed(precision="mixed_float16"), 1)
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+
+
+def test_a_validation_loss_of_nan_is_no_best_epoch(monkeypatch):
+    evaluate = training.evaluate
+    monkeypatch.setattr(training, "evaluate", lambda *a: evaluate(*a) | {"loss": float("nan")})
+    with pytest.raises(FloatingPointError, match="loss is nan in epoch 1"):
+        run(changed(select_by="val_loss"))
+
+
 def test_divergence_is_said_in_a_sentence():
     with pytest.raises(FloatingPointError, match=r"loss is (nan|inf) in epoch 1 at a learning rate of 1e\+30"):
         run(changed(learning_rate=1e30))

@@ -5,6 +5,7 @@ its multiply-adds for one image, apart for the mixing of space and of channels.
 """
 
 from patchlib.layers.attention import SelfAttention, SequencePooling, TransformerBlock
+from patchlib.layers.base import gelu_tanh
 from patchlib.layers.convolution import ConvMixerBlock, ConvStem
 from patchlib.layers.fourier import FNetBlock, FourierMixing
 from patchlib.layers.gating import GMLPBlock, SpatialGatingUnit
@@ -30,4 +31,5 @@ __all__ = [
     "StochasticDepth",
     "TokenPooling",
     "TransformerBlock",
+    "gelu_tanh",
 ]

@@ -12,13 +12,20 @@ class Block(keras.layers.Layer):
         super().__init__(**kwargs)
 
     def get_config(self):
-        arguments = [
-            name for name in inspect.signature(type(self).__init__).parameters if name not in ("self", "kwargs")
-        ]
-        values = {name: getattr(self, name) for name in arguments}
-        return super().get_config() | {
-            k: keras.activations.serialize(v) if callable(v) else v for k, v in values.items()
-        }
+        arguments = set(inspect.signature(type(self).__init__).parameters) - {"self", "kwargs"}
+        return super().get_config() | {name: _plain(getattr(self, name)) for name in sorted(arguments)}
+
+
+def _plain(value):
+    if isinstance(value, keras.initializers.Initializer):
+        return keras.initializers.serialize(value)
+    return keras.activations.serialize(value) if callable(value) else value
+
+
+@keras.saving.register_keras_serializable("patchlib")
+def gelu_tanh(x):
+    """GELU by its tanh approximation (Hendrycks and Gimpel, 2016, section 2), for any ``activation`` argument."""
+    return keras.activations.gelu(x, approximate=True)
 
 
 def positive(**values: int) -> None:

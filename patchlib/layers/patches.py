@@ -156,7 +156,7 @@ class PositionEmbedding(Block):
 
     def __init__(self, initializer="glorot_uniform", **kwargs):
         super().__init__(**kwargs)
-        self.initializer = initializer
+        self.initializer = keras.initializers.get(initializer)
 
     def build(self, input_shape):
         self.table = self.add_weight(name="table", shape=input_shape[1:], initializer=self.initializer)
