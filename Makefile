@@ -40,9 +40,9 @@ run: .venv/ready  ## run a notebook: make run NB=convmixer TIER=tuned DATA=cifar
 test: .venv/ready .venv-jax/ready  ## all that CI runs: ruff, unit tests on TensorFlow and JAX, every notebook's outputs
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	$(PY) -m pytest --nbval tests notebooks
-	KERAS_BACKEND=jax .venv-jax/bin/python -m pytest tests/test_layers.py tests/test_models.py tests/test_training.py \
-		tests/test_runs.py -k "not published"
+	$(PY) -m pytest --numprocesses 2 --dist loadfile --nbval tests notebooks
+	KERAS_BACKEND=jax .venv-jax/bin/python -m pytest --numprocesses 2 --dist worksteal tests/test_layers.py \
+		tests/test_models.py tests/test_runs.py -k "test_layers or fresh or card or interrupted"
 
 lab: .venv/ready  ## JupyterLab on the notebooks
 	$(PY) -m jupyterlab notebooks

@@ -45,7 +45,8 @@ def convmixer(
 
     The defaults are the Keras example's ConvMixer-256/8: 602,890 parameters, 594,186 of them trainable. The paper's
     CIFAR-10 row has patch_size 1 and kernel_size 9; its ImageNet models are 1536/20 (kernel 9, patch 7), 768/32
-    (kernel 7, patch 7) and 1024/20 (kernel 9, patch 14). PyTorch's BatchNorm has momentum 0.9 and epsilon 1e-5.
+    (kernel 7, patch 7, in timm with ReLU) and 1024/20 (kernel 9, patch 14). PyTorch's BatchNorm has momentum 0.9 and
+    epsilon 1e-5.
 
     Args:
         dim, depth: the paper's h and d.
@@ -95,7 +96,7 @@ def cct(
 
     The defaults are the Keras example's: 416,331 parameters. CCT-2/3x2 as the authors' code has it, 283,723 parameters:
     key_dim 64 (dim / heads), padding "symmetric", qkv_bias False, activate_output False, skip "normalized", dropout 0.
-    CCT-7/3x1 differs from that in dim 256, depth 7, heads 4, mlp_dim 512, conv_layers 1.
+    CCT-7/3x1 differs from that in dim 256, depth 7, heads 4, mlp_dim 512, conv_layers 1. Kernels of 7 go with stride 2.
 
     Args:
         heads, key_dim: number and width of the attention heads.
@@ -229,6 +230,7 @@ def gmlp(
     hidden_dim=512,
     skip="normalized",
     gate_stddev=0.0,
+    gate_epsilon=1e-6,
     final_norm=False,
     dropout=0.2,
     head_dropout=0.2,
@@ -242,22 +244,22 @@ def gmlp(
     """gMLP (Liu et al., "Pay Attention to MLPs", 2021, fig. 1).
 
     The defaults are the Keras example's: 885,348 parameters. The paper has hidden_dim = 6 dim, skip "input", a gate
-    that starts near zero (gate_stddev 1e-6 in timm) and final_norm True. Its gMLP-S/16, 19,422,656 parameters, is
-    (224, 224, 3), resize 0, patch 16, dim 256, depth 30, hidden_dim 1536, 1000 classes.
+    that starts near zero (in timm gate_stddev 1e-6, gate_epsilon 1e-5) and final_norm True. Its gMLP-S/16, 19,422,656
+    parameters, is (224, 224, 3), resize 0, patch 16, dim 256, depth 30, hidden_dim 1536, 1000 classes.
 
     Args:
         resize: pixels a side to which images are brought first, bilinearly; 0 leaves them.
         patch_size: pixels a side.
         hidden_dim: width of the blocks before the gate halves it.
-        skip, gate_stddev: see ``layers.GMLPBlock``; final_norm: a LayerNorm before pooling.
+        skip, gate_stddev, gate_epsilon: see ``layers.GMLPBlock``; final_norm: a LayerNorm before pooling.
         dropout: in the blocks; head_dropout: before the head.
-        epsilon: of the LayerNorms.
+        epsilon: of the other LayerNorms.
     """
     images, x = _images(input_shape, mean, std, resize, depth, dtype)
     x = layers.PatchEmbedding(dim, patch_size, name="stem", dtype=dtype)(x)
     for i in range(depth):
         x = layers.GMLPBlock(
-            hidden_dim, activation, dropout, skip, gate_stddev, epsilon, name=f"block_{i}", dtype=dtype
+            hidden_dim, activation, dropout, skip, gate_stddev, gate_epsilon, epsilon, name=f"block_{i}", dtype=dtype
         )(x)
     return _model(images, _mean_pool(x, final_norm, epsilon, dtype), num_classes, head_dropout, name)
 
@@ -292,7 +294,8 @@ def vit(
         patch_size: pixels a side.
         heads: number of attention heads; must divide dim.
         mlp_dim: width of the blocks' MLPs.
-        pool: "token", the class token's output, as in the paper; or "mean", the mean over places, without the token.
+        pool: "token", the class token's output, as in the paper; or "mean", the mean over normalised
+            places, without the token (timm's fc_norm=False).
         dropout: in the MLPs and after the position embedding; attention_dropout: on the attention weights.
         stochastic_depth: rate in the last block, growing linearly from 0 in the first.
         epsilon: of the LayerNorms.

@@ -215,10 +215,12 @@ def spatial_gating_unit(x: np.ndarray, weights: dict, epsilon: float, prefix: st
     return kept * (mixed + weights[f"{prefix}gate/bias"][:, None])
 
 
-def gmlp_block(x: np.ndarray, weights: dict, epsilon: float, skip: str = "input") -> np.ndarray:
+def gmlp_block(
+    x: np.ndarray, weights: dict, epsilon: float, skip: str = "input", gate_epsilon: float = 1e-6
+) -> np.ndarray:
     """Expand, gate, project, and add to the input or to the normalised input (Liu et al., 2021, fig. 1)."""
     normalized = layer_norm(x, weights, "norm", epsilon)
     hidden = gelu(normalized @ weights["expand/kernel"] + weights["expand/bias"])
-    gated = spatial_gating_unit(hidden, weights, epsilon, "spatial/")
+    gated = spatial_gating_unit(hidden, weights, gate_epsilon, "spatial/")
     mixed = gated @ weights["project/kernel"] + weights["project/bias"]
     return mixed + (normalized if skip == "normalized" else x)

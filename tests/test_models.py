@@ -23,7 +23,14 @@ CCT_AUTHORS = {
 CCT_7 = CCT_AUTHORS | {"dim": 256, "depth": 7, "heads": 4, "mlp_dim": 512, "conv_layers": 1}
 MIXER_PAPER = {"shared_norm": False, "final_norm": True}
 MIXER_16 = IMAGENET | MIXER_PAPER | {"resize": 0, "patch_size": 16}
-GMLP_16 = IMAGENET | {"resize": 0, "patch_size": 16, "skip": "input", "gate_stddev": 1e-6, "final_norm": True}
+GMLP_16 = IMAGENET | {
+    "resize": 0,
+    "patch_size": 16,
+    "skip": "input",
+    "gate_stddev": 1e-6,
+    "gate_epsilon": 1e-5,
+    "final_norm": True,
+}
 VIT_16 = IMAGENET | {"patch_size": 16, "depth": 12}
 
 

@@ -64,7 +64,8 @@ class GMLPBlock(Block):
         dropout: rate after the activation.
         skip: what the output is added to: "input", as in the paper, or "normalized", as in the Keras example.
         gate_stddev: see ``SpatialGatingUnit``.
-        epsilon: of the LayerNorms.
+        gate_epsilon: of the gate's LayerNorm; timm's is 1e-5.
+        epsilon: of the block's LayerNorm.
 
     Input and output: float (N, places, dim).
 
@@ -76,7 +77,15 @@ class GMLPBlock(Block):
     mixes_space = ("spatial",)
 
     def __init__(
-        self, hidden_dim, activation="gelu", dropout=0.0, skip="input", gate_stddev=0.0, epsilon=1e-6, **kwargs
+        self,
+        hidden_dim,
+        activation="gelu",
+        dropout=0.0,
+        skip="input",
+        gate_stddev=0.0,
+        gate_epsilon=1e-6,
+        epsilon=1e-6,
+        **kwargs,
     ):
         super().__init__(**kwargs)
         positive(hidden_dim=hidden_dim)
@@ -87,12 +96,13 @@ class GMLPBlock(Block):
         self.dropout = dropout
         self.skip = skip
         self.gate_stddev = gate_stddev
+        self.gate_epsilon = gate_epsilon
         self.epsilon = epsilon
         part = {"dtype": self.dtype_policy}
         self.norm = keras.layers.LayerNormalization(epsilon=epsilon, name="norm", **part)
         self.expand = keras.layers.Dense(hidden_dim, name="expand", **part)
         self.drop = keras.layers.Dropout(dropout, name="drop", **part)
-        self.spatial = SpatialGatingUnit(gate_stddev, epsilon, name="spatial", **part)
+        self.spatial = SpatialGatingUnit(gate_stddev, gate_epsilon, name="spatial", **part)
 
     def build(self, input_shape):
         count, places, dim = input_shape
