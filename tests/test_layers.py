@@ -28,7 +28,7 @@ CONTRACT = {
         (2, 5, 6, 4),
         lambda x, w: reference.convmixer_block(x, w, 1e-3),
     ),
-    "PatchEmbedding": ({"dim": 5, "patch_size": 4}, (2, 8, 4, 3), lambda x, w: reference.patch_embedding(x, w, 4)),
+    "PatchEmbedding": ({"dim": 5, "patch_size": 4}, (2, 8, 12, 3), lambda x, w: reference.patch_embedding(x, w, 4)),
     "ConvTokenizer": ({"channels": (4, 5)}, IMAGE, reference.conv_tokenizer),
     "ConvTokenizer, same": (
         {"channels": (4, 5), "padding": "same"},
@@ -168,7 +168,7 @@ def test_trains_with_finite_gradients_saves_and_loads(name, dtype, tmp_path):
 MULTIPLY_ADDS = {
     "ConvStem": (0, 3 * 2 * (2 * 2 * 3) * 6),
     "ConvMixerBlock": (5 * 4 * 3 * 3 * 4, 5 * 4 * 4 * 4),
-    "PatchEmbedding": (0, 2 * 1 * (4 * 4 * 3) * 5),
+    "PatchEmbedding": (0, 2 * 3 * (4 * 4 * 3) * 5),
     "ConvTokenizer": (6 * 6 * (3 * 3 * 3) * 4 + 2 * 2 * (3 * 3 * 4) * 5, 0),
     "ConvTokenizer, same": (8 * 8 * (3 * 3 * 3) * 4 + 4 * 4 * (3 * 3 * 4) * 5, 0),
     "ConvTokenizer, symmetric, with a stride": (8 * 8 * (7 * 7 * 3) * 4, 0),
