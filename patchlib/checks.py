@@ -16,7 +16,7 @@ def layer(layer: keras.layers.Layer, x: np.ndarray, definition, *arguments, tole
 
 
 def untrained(model: keras.Model, data: Data, mean=0.0, std=255.0) -> None:
-    """Pixels enter as (pixel - mean) / std, and an untrained model's loss is near that of guessing, ln(classes)."""
+    """Pixels enter as (pixel - mean) / std, and an untrained model's loss is within 1 of guessing's, ln(classes)."""
     images, labels = data.train.images[:256], data.train.labels[:256]
     seen = keras.ops.convert_to_numpy(models.intermediates(model)(images[:16])["rescale"]).astype("float32")
     tolerance = 1e-5 if model.get_layer("rescale").compute_dtype == "float32" else 0.05
@@ -24,7 +24,7 @@ def untrained(model: keras.Model, data: Data, mean=0.0, std=255.0) -> None:
     logits = keras.ops.convert_to_numpy(model(images))
     loss = float(keras.losses.SparseCategoricalCrossentropy(from_logits=True)(labels, logits))
     guessing = np.log(data.num_classes)
-    assert abs(loss - guessing) < 0.5, f"the untrained loss is {loss:.2f}, guessing gives {guessing:.2f}"
+    assert abs(loss - guessing) < 1, f"the untrained loss is {loss:.2f}, guessing gives {guessing:.2f}"
     print(f"the untrained loss is near that of guessing, {guessing:.2f}")
 
 
