@@ -67,8 +67,8 @@ BUGS = {
     ),
     "learning rate a thousandth": (
         "training.py",
-        "            learning_rate(recipe, steps_per_epoch),",
-        "            recipe.learning_rate / 1000,",
+        "        learning_rate(recipe, steps_per_epoch),",
+        "        recipe.learning_rate / 1000,",
         "convmixer",
     ),
     "augmentation switched off": (

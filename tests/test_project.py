@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from bite import BUGS
 
 from patchlib import runs
 
@@ -80,3 +81,9 @@ def test_import_takes_less_than_a_second_beyond_keras():
 def test_the_readmes_table_is_made_from_the_cards():
     rows = runs.table(runs.load_cards(ROOT / "results")).splitlines()
     assert "\n".join(rows) in (ROOT / "README.md").read_text()
+
+
+def test_every_bug_of_make_bite_still_has_its_place():
+    for name, (where, old, *_) in BUGS.items():
+        folder = "notebooks" if where.endswith(".ipynb") else "patchlib"
+        assert old in (ROOT / folder / where).read_text(), name
