@@ -15,6 +15,10 @@ class Block(keras.layers.Layer):
         arguments = set(inspect.signature(type(self).__init__).parameters) - {"self", "kwargs"}
         return super().get_config() | {name: _plain(getattr(self, name)) for name in sorted(arguments)}
 
+    def multiply_adds(self, input_shape):
+        """Multiply-adds for one image, of what mixes space and of the rest; none unless a layer says so."""
+        return {"space": 0, "channels": 0}
+
 
 def _plain(value):
     if isinstance(value, keras.initializers.Initializer):

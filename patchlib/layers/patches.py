@@ -167,9 +167,6 @@ class PositionEmbedding(Block):
     def compute_output_shape(self, input_shape):
         return input_shape
 
-    def multiply_adds(self, input_shape):
-        return {"space": 0, "channels": 0}
-
 
 @keras.saving.register_keras_serializable("patchlib")
 class ClassToken(Block):
@@ -188,9 +185,6 @@ class ClassToken(Block):
     def compute_output_shape(self, input_shape):
         return input_shape[0], input_shape[1] + 1, input_shape[2]
 
-    def multiply_adds(self, input_shape):
-        return {"space": 0, "channels": 0}
-
 
 @keras.saving.register_keras_serializable("patchlib")
 class TokenPooling(Block):
@@ -204,6 +198,3 @@ class TokenPooling(Block):
 
     def compute_output_shape(self, input_shape):
         return input_shape[0], input_shape[2]
-
-    def multiply_adds(self, input_shape):
-        return {"space": 0, "channels": 0}

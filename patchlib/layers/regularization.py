@@ -36,6 +36,3 @@ class StochasticDepth(Block):
 
     def compute_output_shape(self, input_shape):
         return input_shape
-
-    def multiply_adds(self, input_shape):
-        return {"space": 0, "channels": 0}
