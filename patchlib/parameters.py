@@ -97,10 +97,12 @@ class Recipe(_Checked):
 
     ``weight_decay`` is decoupled as Keras' ``AdamW`` does it: each step takes ``learning_rate * weight_decay`` of every
     weight. That product at the peak learning rate stands in the run card as ``effective_weight_decay``.
+    The optimiser "muon" is Muon for matrices inside the network, AdamW for everything else, both at the same rate.
     """
 
     epochs: int = Field(1, ge=1, description="passes over the training images")
     batch_size: int = Field(128, ge=1)
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(1e-3, gt=0, description="peak of the schedule")
     schedule: Literal["constant", "one_cycle", "cosine", "plateau"] = "constant"
     warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up of the cosine schedule, in epochs")
@@ -110,6 +112,10 @@ class Recipe(_Checked):
     flip: bool = Field(True, description="mirror each training image with probability one half")
     pad: int = Field(0, ge=0, description="pixels of zero padding before each training image is cropped back")
     zoom: float = Field(0.0, ge=0, lt=1, description="each training image is zoomed by up to this share, out or in")
+    trivial_augment: bool = Field(False, description="change each training image by one random operation")
+    erasing: float = Field(0.0, ge=0, le=1, description="probability that a rectangle of a training image is erased")
+    mixup: float = Field(0.0, ge=0, description="alpha of MixUp's shares; 0 turns it off")
+    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix's shares; 0 turns it off")
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     select_by: Literal["val_accuracy", "val_loss"] = Field("val_accuracy", description="which epoch's weights are kept")
     patience: int = Field(0, ge=0, description="stop after so many epochs without a better val_loss; 0: never")

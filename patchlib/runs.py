@@ -18,7 +18,7 @@ import filelock
 import keras
 import numpy as np
 
-from patchlib import training
+from patchlib import models, training
 from patchlib.data import Data
 from patchlib.parameters import Recipe, RunParameters
 
@@ -126,7 +126,12 @@ def _card(model, data, recipe, identity, progress, started):
     tested = training.evaluate(model, data.test, recipe.batch_size)
     history = progress.history
     steady = history["seconds"][1:] or history["seconds"]  # the first epoch compiles
-    parameters, trainable = model.count_params(), sum(int(np.prod(w.shape)) for w in model.trainable_weights)
+    trainable = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
+    counts = {
+        "parameters": model.count_params(),
+        "trainable_parameters": trainable,
+        "multiply_adds": sum(models.cost(model)["multiply_adds"].values()),
+    }
     return {
         "schema": SCHEMA,
         "architecture": identity["architecture"],
@@ -135,7 +140,7 @@ def _card(model, data, recipe, identity, progress, started):
         "effective_weight_decay": recipe.learning_rate * recipe.weight_decay,
         "seed": recipe.seed,
         "dataset": data.describe() | {"classes": list(data.classes)},
-        "model": {"parameters": parameters, "trainable_parameters": trainable},
+        "model": counts,
         "history": history,
         "best_epoch": progress.best_epoch + 1,
         "metrics": {

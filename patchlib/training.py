@@ -13,9 +13,12 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from patchlib.augment import Augmentation
+from patchlib.augment import Augmentation, Mixing
 from patchlib.data import Data, Split
 from patchlib.parameters import Recipe
+
+# Which random stream of an epoch is meant, so that no two of them coincide.
+_ORDER, _AUGMENTATION = 1, 2
 
 
 class Batches(keras.utils.PyDataset):
@@ -29,17 +32,17 @@ class Batches(keras.utils.PyDataset):
         super().__init__()
         self.split, self.num_classes, self.seed, self.epoch = split, num_classes, recipe.seed, epoch
         self.batch_size = min(recipe.batch_size, len(split))
-        self.augment = Augmentation(flip=recipe.flip, pad=recipe.pad, zoom=recipe.zoom)
-        self.order = np.random.default_rng((recipe.seed, epoch)).permutation(len(split))
+        self.augment, self.mix = (part(**recipe.arguments(part)) for part in (Augmentation, Mixing))
+        self.order = np.random.default_rng((recipe.seed, epoch, _ORDER)).permutation(len(split))
 
     def __len__(self):
         return len(self.split) // self.batch_size
 
     def __getitem__(self, step):
         index = self.order[step * self.batch_size : (step + 1) * self.batch_size]
-        rng = np.random.default_rng((self.seed, self.epoch, step))
+        rng = np.random.default_rng((self.seed, self.epoch, _AUGMENTATION, step))
         images = self.augment(self.split.images[index], rng)
-        return images, one_hot(self.split.labels[index], self.num_classes)
+        return self.mix(images, one_hot(self.split.labels[index], self.num_classes), rng)
 
 
 def one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -108,13 +111,17 @@ def out_of_patience(val_losses: list[float], patience: int) -> bool:
 
 
 def compile_model(model: keras.Model, recipe: Recipe, steps_per_epoch: int) -> None:
-    """Give the model its AdamW, cross-entropy on logits, accuracy and top-5 accuracy."""
-    optimizer = keras.optimizers.AdamW(
-        learning_rate(recipe, steps_per_epoch),
-        weight_decay=recipe.weight_decay,
-        use_ema=recipe.ema > 0,
-        ema_momentum=recipe.ema or 0.99,
-    )
+    """Give the model its optimiser, cross-entropy on logits, accuracy and top-5 accuracy."""
+    shared = {
+        "learning_rate": learning_rate(recipe, steps_per_epoch),
+        "weight_decay": recipe.weight_decay,
+        "use_ema": recipe.ema > 0,
+        "ema_momentum": recipe.ema or 0.99,
+    }
+    if recipe.optimizer == "muon":  # the head and what isn't a matrix are left to AdamW
+        optimizer = keras.optimizers.Muon(adam_weight_decay=recipe.weight_decay, exclude_layers=["head"], **shared)
+    else:
+        optimizer = keras.optimizers.AdamW(**shared)
     if recipe.precision == "mixed_float16":  # its small gradients would become zero
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     model.compile(
