@@ -62,7 +62,7 @@ def convmixer_block(x: np.ndarray, weights: dict, epsilon: float) -> np.ndarray:
             window = padded[:, row : row + size, column : column + size, :]
             space[:, row, column] = (window * kernel).sum(axis=(1, 2)) + weights["depthwise/bias"]
     x = x + batch_norm(gelu(space), weights, "depthwise_norm", epsilon)
-    channels = x @ weights["pointwise/kernel"][0, 0] + weights["pointwise/bias"]
+    channels = x @ weights["pointwise/kernel"] + weights["pointwise/bias"]
     return batch_norm(gelu(channels), weights, "pointwise_norm", epsilon)
 
 
@@ -146,16 +146,17 @@ def conv_tokenizer(
     return x.reshape(len(x), -1, x.shape[-1])
 
 
-def self_attention(x: np.ndarray, weights: dict, prefix: str = "") -> np.ndarray:
+def self_attention(x: np.ndarray, weights: dict, heads: int, prefix: str = "") -> np.ndarray:
     """Each head compares every place with every other and takes from them accordingly (Vaswani et al., 2017, eq. 1)."""
-    query, key, value = (weights[f"{prefix}{name}/kernel"] for name in ("query", "key", "value"))
-    biases = [weights.get(f"{prefix}{name}/bias", np.zeros(query.shape[1:])) for name in ("query", "key", "value")]
-    output = np.zeros(x.shape)
-    for head in range(query.shape[1]):
-        q, k, v = (x @ w[:, head] + b[head] for w, b in zip((query, key, value), biases, strict=True))
-        mixing = softmax(q @ k.transpose(0, 2, 1) / math.sqrt(q.shape[-1]))
-        output += mixing @ v @ weights[f"{prefix}output/kernel"][head]
-    return output + weights[f"{prefix}output/bias"]
+    query, key, value = (
+        np.split(x @ weights[f"{prefix}{name}/kernel"] + weights.get(f"{prefix}{name}/bias", 0), heads, axis=-1)
+        for name in ("query", "key", "value")
+    )
+    mixed = [
+        softmax(q @ k.transpose(0, 2, 1) / math.sqrt(q.shape[-1])) @ v
+        for q, k, v in zip(query, key, value, strict=True)
+    ]
+    return np.concatenate(mixed, axis=-1) @ weights[f"{prefix}output/kernel"] + weights[f"{prefix}output/bias"]
 
 
 def mlp(x: np.ndarray, weights: dict, prefix: str = "", activate_output: bool = False) -> np.ndarray:
@@ -166,10 +167,10 @@ def mlp(x: np.ndarray, weights: dict, prefix: str = "", activate_output: bool = 
 
 
 def transformer_block(
-    x: np.ndarray, weights: dict, epsilon: float, activate_output: bool = False, skip: str = "input"
+    x: np.ndarray, weights: dict, heads: int, epsilon: float, activate_output: bool = False, skip: str = "input"
 ) -> np.ndarray:
     """Attention, then an MLP, each on the normalised stream and added (Dosovitskiy et al., 2021, eqs. 2 and 3)."""
-    x = x + self_attention(layer_norm(x, weights, "attention_norm", epsilon), weights, "attention/")
+    x = x + self_attention(layer_norm(x, weights, "attention_norm", epsilon), weights, heads, "attention/")
     normalized = layer_norm(x, weights, "mlp_norm", epsilon)
     return mlp(normalized, weights, "mlp/", activate_output) + (normalized if skip == "normalized" else x)
 

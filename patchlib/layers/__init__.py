@@ -5,10 +5,10 @@ its multiply-adds for one image, apart for the mixing of space and of channels.
 """
 
 from patchlib.layers.attention import SelfAttention, SequencePooling, TransformerBlock
-from patchlib.layers.base import gelu_tanh
 from patchlib.layers.convolution import ConvMixerBlock, ConvStem
 from patchlib.layers.fourier import FNetBlock, FourierMixing
 from patchlib.layers.gating import GMLPBlock, SpatialGatingUnit
+from patchlib.layers.kernels import gelu_tanh
 from patchlib.layers.mlp import MLP, MixerBlock
 from patchlib.layers.patches import ClassToken, ConvTokenizer, PatchEmbedding, PositionEmbedding, TokenPooling
 from patchlib.layers.regularization import StochasticDepth

@@ -1,8 +1,11 @@
 """Self-attention, the transformer block of ViT and CCT, and CCT's sequence pooling."""
 
+import math
+
 import keras
 from keras import ops
 
+from patchlib.layers import kernels
 from patchlib.layers.base import Block, fraction, one_of, positive
 from patchlib.layers.mlp import MLP
 from patchlib.layers.regularization import StochasticDepth
@@ -34,30 +37,35 @@ class SelfAttention(Block):
         self.qkv_bias = qkv_bias
 
     def build(self, input_shape):
-        part = {"dtype": self.dtype_policy}
-        split = (None, self.heads, self.key_dim)
+        part, dim = {"dtype": self.dtype_policy}, input_shape[-1]
+        # Small at the start, as in Keras' MultiHeadAttention, which counts a kernel's axes as if it were a convolution's.
+        limit = math.sqrt(6 / (dim * (self.heads + self.key_dim)))
+        small = keras.initializers.RandomUniform(-limit, limit)
         self.query, self.key, self.value = (
-            keras.layers.EinsumDense(
-                "npc,chd->nphd", split, bias_axes="hd" if self.qkv_bias else None, name=name, **part
-            )
+            keras.layers.Dense(self.heads * self.key_dim, None, self.qkv_bias, small, name=name, **part)
             for name in ("query", "key", "value")
         )
+        self.drop = keras.layers.Dropout(self.dropout, name="drop", **part)
+        limit = math.sqrt(6 / (self.heads * (self.key_dim + dim)))
+        small = keras.initializers.RandomUniform(-limit, limit)
+        self.output_projection = keras.layers.Dense(dim, kernel_initializer=small, name="output", **part)
         for projection in (self.query, self.key, self.value):
             projection.build(input_shape)
-        self.drop = keras.layers.Dropout(self.dropout, name="drop", **part)
-        self.output_projection = keras.layers.EinsumDense(
-            "nphd,hdc->npc", (None, input_shape[-1]), bias_axes="c", name="output", **part
-        )
-        self.output_projection.build((*input_shape[:2], self.heads, self.key_dim))
+        self.output_projection.build((*input_shape[:-1], self.heads * self.key_dim))
+
+    def _split(self, x):
+        """(N, places, heads * key_dim) to (N, heads, places, key_dim)."""
+        return ops.transpose(ops.reshape(x, (-1, x.shape[1], self.heads, self.key_dim)), (0, 2, 1, 3))
 
     def weights_for(self, x):
         """The attention weights (N, heads, places, places): how much each place takes from each; rows sum to 1."""
-        scores = ops.einsum("nphd,nqhd->nhpq", self.query(x), self.key(x))
-        return ops.softmax(scores / self.key_dim**0.5)
+        query, key = self._split(self.query(x)), self._split(self.key(x))
+        return ops.softmax(query / self.key_dim**0.5 @ ops.transpose(key, (0, 1, 3, 2)))
 
     def call(self, x, training=None):
         weights = self.drop(self.weights_for(x), training=training)
-        return self.output_projection(ops.einsum("nhpq,nqhd->nphd", weights, self.value(x)))
+        mixed = ops.transpose(weights @ self._split(self.value(x)), (0, 2, 1, 3))
+        return self.output_projection(ops.reshape(mixed, (-1, x.shape[1], self.heads * self.key_dim)))
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -114,7 +122,7 @@ class TransformerBlock(Block):
         self.heads = heads
         self.key_dim = key_dim
         self.mlp_dim = mlp_dim
-        self.activation = keras.activations.get(activation)
+        self.activation = kernels.activation(activation)
         self.dropout = dropout
         self.attention_dropout = attention_dropout
         self.stochastic_depth = stochastic_depth

@@ -4,6 +4,8 @@ import inspect
 
 import keras
 
+from patchlib.layers import kernels
+
 
 class Block(keras.layers.Layer):
     """A layer that keeps each constructor argument as an attribute of the same name, and so knows its configuration."""
@@ -23,13 +25,9 @@ class Block(keras.layers.Layer):
 def _plain(value):
     if isinstance(value, keras.initializers.Initializer):
         return keras.initializers.serialize(value)
+    if value is kernels.gelu:
+        return "gelu"
     return keras.activations.serialize(value) if callable(value) else value
-
-
-@keras.saving.register_keras_serializable("patchlib")
-def gelu_tanh(x):
-    """GELU by its tanh approximation (Hendrycks and Gimpel, 2016, section 2), for any ``activation`` argument."""
-    return keras.activations.gelu(x, approximate=True)
 
 
 def positive(**values: int) -> None:

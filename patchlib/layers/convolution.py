@@ -2,6 +2,7 @@
 
 import keras
 
+from patchlib.layers import kernels
 from patchlib.layers.base import Block, positive, tiles
 
 
@@ -29,12 +30,12 @@ class ConvStem(Block):
         positive(dim=dim, patch_size=patch_size)
         self.dim = dim
         self.patch_size = patch_size
-        self.activation = keras.activations.get(activation)
+        self.activation = kernels.activation(activation)
         self.momentum = momentum
         self.epsilon = epsilon
         part = {"dtype": self.dtype_policy}
         self.embed = keras.layers.Conv2D(dim, patch_size, strides=patch_size, name="embed", **part)
-        self.norm = keras.layers.BatchNormalization(momentum=momentum, epsilon=epsilon, name="norm", **part)
+        self.norm = kernels.BatchNormalization(momentum=momentum, epsilon=epsilon, name="norm", **part)
 
     def build(self, input_shape):
         tiles(self.patch_size, *input_shape[1:3])
@@ -79,15 +80,15 @@ class ConvMixerBlock(Block):
         positive(dim=dim, kernel_size=kernel_size)
         self.dim = dim
         self.kernel_size = kernel_size
-        self.activation = keras.activations.get(activation)
+        self.activation = kernels.activation(activation)
         self.momentum = momentum
         self.epsilon = epsilon
         part = {"dtype": self.dtype_policy}
         norm = {"momentum": momentum, "epsilon": epsilon, **part}
-        self.depthwise = keras.layers.DepthwiseConv2D(kernel_size, padding="same", name="depthwise", **part)
-        self.depthwise_norm = keras.layers.BatchNormalization(name="depthwise_norm", **norm)
-        self.pointwise = keras.layers.Conv2D(dim, 1, name="pointwise", **part)
-        self.pointwise_norm = keras.layers.BatchNormalization(name="pointwise_norm", **norm)
+        self.depthwise = kernels.DepthwiseConv2D(kernel_size, padding="same", name="depthwise", **part)
+        self.depthwise_norm = kernels.BatchNormalization(name="depthwise_norm", **norm)
+        self.pointwise = keras.layers.Dense(dim, name="pointwise", **part)
+        self.pointwise_norm = kernels.BatchNormalization(name="pointwise_norm", **norm)
 
     def build(self, input_shape):
         if input_shape[-1] != self.dim:

@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from patchlib.layers import kernels
 from patchlib.layers.base import Block
 from patchlib.layers.mlp import MLP
 
@@ -53,7 +54,7 @@ class FNetBlock(Block):
     def __init__(self, hidden_dim, activation="gelu", dropout=0.0, epsilon=1e-6, **kwargs):
         super().__init__(**kwargs)
         self.hidden_dim = hidden_dim
-        self.activation = keras.activations.get(activation)
+        self.activation = kernels.activation(activation)
         self.dropout = dropout
         self.epsilon = epsilon
         part = {"dtype": self.dtype_policy}

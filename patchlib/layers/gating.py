@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from patchlib.layers import kernels
 from patchlib.layers.base import Block, fraction, one_of, positive
 
 
@@ -92,7 +93,7 @@ class GMLPBlock(Block):
         fraction(dropout=dropout)
         one_of(("input", "normalized"), skip=skip)
         self.hidden_dim = hidden_dim
-        self.activation = keras.activations.get(activation)
+        self.activation = kernels.activation(activation)
         self.dropout = dropout
         self.skip = skip
         self.gate_stddev = gate_stddev

@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from patchlib.layers import kernels
 from patchlib.layers.base import Block, fraction, positive
 
 
@@ -30,7 +31,7 @@ class MLP(Block):
         positive(hidden_dim=hidden_dim)
         fraction(dropout=dropout, output_dropout=output_dropout)
         self.hidden_dim = hidden_dim
-        self.activation = keras.activations.get(activation)
+        self.activation = kernels.activation(activation)
         self.dropout = dropout
         self.output_dropout = output_dropout
         self.activate_output = activate_output
@@ -86,7 +87,7 @@ class MixerBlock(Block):
         super().__init__(**kwargs)
         self.tokens_dim = tokens_dim
         self.channels_dim = channels_dim
-        self.activation = keras.activations.get(activation)
+        self.activation = kernels.activation(activation)
         self.dropout = dropout
         self.shared_norm = shared_norm
         self.epsilon = epsilon
