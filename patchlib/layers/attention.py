@@ -38,7 +38,7 @@ class SelfAttention(Block):
 
     def build(self, input_shape):
         part, dim = {"dtype": self.dtype_policy}, input_shape[-1]
-        # Small at the start, as in Keras' MultiHeadAttention, which counts a kernel's axes as if it were a convolution's.
+        # Small at the start, as in Keras' MultiHeadAttention, which counts a kernel's axes like a convolution's.
         limit = math.sqrt(6 / (dim * (self.heads + self.key_dim)))
         small = keras.initializers.RandomUniform(-limit, limit)
         self.query, self.key, self.value = (

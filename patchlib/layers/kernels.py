@@ -15,6 +15,7 @@ if _BACKEND == "tensorflow":
     import tensorflow as tf
 elif _BACKEND == "jax":
     import jax
+    import jax.numpy as jnp
 
 
 @functools.cache
@@ -137,7 +138,7 @@ if _BACKEND == "jax":
         # The transposed convolution: for an odd kernel the same convolution with the kernel turned round.
         turned = kernel[::-1, ::-1]
         if size % 2 == 0:
-            turned = jnp.pad(turned, ((1, 0), (1, 0), (0, 0), (0, 0)))
+            turned = jnp.pad(turned, ((0, 1), (0, 1), (0, 0), (0, 0)))
         return _jax_depthwise(dy, turned), total.astype(kernel.dtype).reshape(kernel.shape)
 
     _jax_depthwise.defvjp(_forward, _backward)
