@@ -47,8 +47,8 @@ BUGS = {
     ),
     "relu for gelu": (
         "layers/convolution.py",
-        "keras.activations.get(activation)",
-        'keras.activations.get("relu")',
+        "kernels.activation(activation)",
+        'kernels.activation("relu")',
         "convmixer",
     ),
     "one block more": ("models.py", "range(depth)", "range(depth + 1)", "convmixer"),

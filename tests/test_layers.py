@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from patchlib import layers, reference
+from patchlib.layers import kernels
 
 SEQUENCE = (2, 6, 4)
 IMAGE = (2, 8, 8, 3)
@@ -202,6 +203,69 @@ def test_counts_its_multiply_adds(name):
     layer, x, _ = make(name)
     layer(x)
     assert layer.multiply_adds(x.shape) == {"space": space, "channels": channels}
+
+
+def gradients(function, *xs):
+    """What a random weighing of the function's values changes by with each argument."""
+    values = array(function(*xs))
+    cotangent = np.random.default_rng(5).normal(size=values.shape).astype("float32")
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        variables = [tf.Variable(x) for x in xs]
+        with tf.GradientTape() as tape:
+            weighed = tf.reduce_sum(function(*variables) * cotangent)
+        return [values, *map(array, tape.gradient(weighed, variables))]
+    import jax
+
+    return [values, *map(array, jax.vjp(function, *xs)[1](cotangent))]
+
+
+def with_and_without_kernels(monkeypatch, function, *xs):
+    """Values and gradients of the fast form, and of Keras' own."""
+    assert kernels._special() or keras.backend.backend() == "torch"
+    fast = gradients(function, *xs)
+    monkeypatch.setattr(kernels, "_special", lambda: "")
+    return zip(fast, gradients(function, *xs), strict=True)
+
+
+@pytest.mark.parametrize("size", range(1, 6))
+def test_depthwise_convolution_has_keras_values_and_gradients(monkeypatch, size):
+    rng = np.random.default_rng(size)
+    x, kernel = (rng.normal(size=s).astype("float32") for s in ((6, 7, 8, 3), (size, size, 3, 1)))
+    for fast, plain in with_and_without_kernels(monkeypatch, kernels.depthwise_conv, x, kernel):
+        np.testing.assert_allclose(fast, plain, atol=5e-5)
+
+
+def test_gelu_has_keras_values_and_gradient(monkeypatch):
+    x = np.linspace(-6, 6, 101, dtype="float32")
+    for fast, plain in with_and_without_kernels(monkeypatch, kernels.gelu, x):
+        np.testing.assert_allclose(fast, plain, atol=1e-6)
+    np.testing.assert_allclose(array(kernels.gelu(x)), reference.gelu(x.astype("float64")), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_batch_normalization_trains_and_remembers_as_keras_does(monkeypatch, dtype):
+    x = np.random.default_rng(0).normal(3, 2, (4, 5, 6, 3)).astype("float32")
+    layer = kernels.BatchNormalization(momentum=0.7, dtype=dtype)
+    layer.build(x.shape)
+    remembered = []
+
+    def train(x):
+        reference.randomize(layer)
+        y = layer(keras.ops.cast(x, layer.compute_dtype), training=True)
+        if keras.backend.backend() == "tensorflow":
+            remembered.append([array(layer.moving_mean), array(layer.moving_variance)])
+        return keras.ops.cast(y, "float32")
+
+    tolerance = 1e-4 if dtype == "float32" else 0.05
+    for fast, plain in with_and_without_kernels(monkeypatch, train, x):
+        np.testing.assert_allclose(fast, plain, atol=tolerance)
+    for fast in remembered:
+        np.testing.assert_allclose(fast, remembered[-1], rtol=1e-5)
+    layer.trainable = False
+    frozen = array(layer(x, training=True))
+    np.testing.assert_allclose(frozen, array(layer(x)), atol=tolerance)
 
 
 def test_activations_and_initializers_come_back_from_the_configuration():

@@ -43,14 +43,18 @@ def activation(identifier):
     return gelu if function is keras.activations.gelu else function
 
 
+def depthwise_conv(x, kernel):
+    """Each channel's own convolution, stride 1, "same": (N, H, W, C) and (k, k, C, 1) to (N, H, W, C)."""
+    convolve = {"tensorflow": _tensorflow_depthwise, "jax": _jax_depthwise}.get(_special(), _keras_depthwise)
+    return convolve(x, kernel)
+
+
 class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
-    """Keras' layer, for stride 1 and "same" padding, with gradients that are fast on a CPU."""
+    """Keras' layer, for stride 1 and "same" padding, by ``depthwise_conv``."""
 
     def call(self, x):
-        if not _special():
-            return super().call(x)
-        convolve = _tensorflow_depthwise if _special() == "tensorflow" else _jax_depthwise
-        return ops.add(convolve(x, ops.cast(self.kernel, self.compute_dtype)), ops.cast(self.bias, self.compute_dtype))
+        kernel, bias = (ops.cast(weight, self.compute_dtype) for weight in (self.kernel, self.bias))
+        return depthwise_conv(x, kernel) + bias
 
 
 class BatchNormalization(keras.layers.BatchNormalization):
@@ -67,6 +71,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
             moving.assign(moving * self.momentum + batch * (1 - self.momentum))
         return y
 
+
+def _keras_depthwise(x, kernel):
+    return ops.depthwise_conv(x, kernel, padding="same")
+
+
+_tensorflow_depthwise = _jax_depthwise = _keras_depthwise
 
 if _BACKEND == "tensorflow":
 
