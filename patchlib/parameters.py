@@ -97,7 +97,7 @@ class Recipe(_Checked):
 
     ``weight_decay`` is decoupled as Keras' ``AdamW`` does it: each step takes ``learning_rate * weight_decay`` of every
     weight. That product at the peak learning rate stands in the run card as ``effective_weight_decay``.
-    The optimiser "muon" is Muon for matrices inside the network, AdamW for everything else, both at the same rate.
+    The optimiser "muon" is Muon for the matrices inside the network, and AdamW at a fifth of the rate for the rest.
     """
 
     epochs: int = Field(1, ge=1, description="passes over the training images")
