@@ -44,17 +44,19 @@ def changed(**changes):
     return Recipe(**RECIPE.model_dump() | changes)
 
 
-def test_batches_depend_on_seed_epoch_and_step_alone():
-    data = tiny()
-    batches = training.Batches(data.train, 3, RECIPE, epoch=1)
+@pytest.mark.parametrize("more", [{}, {"trivial_augment": True, "erasing": 0.5, "mixup": 0.5, "cutmix": 1.0}])
+def test_batches_depend_on_seed_epoch_and_step_alone(more):
+    data, recipe = tiny(), changed(**more)
+    batches = training.Batches(data.train, 3, recipe, epoch=1)
     forwards = [batches[i] for i in range(len(batches))]
-    backwards = [training.Batches(data.train, 3, RECIPE, epoch=1)[i] for i in reversed(range(len(batches)))]
+    backwards = [training.Batches(data.train, 3, recipe, epoch=1)[i] for i in reversed(range(len(batches)))]
+    assert all((labels.max(1) < 1).any() == bool(more) for _, labels in forwards)
     for (images, labels), (again, relabelled) in zip(forwards, reversed(backwards), strict=True):
         np.testing.assert_array_equal(images, again)
         np.testing.assert_array_equal(labels, relabelled)
     others = (
-        training.Batches(data.train, 3, RECIPE, 2),
-        training.Batches(data.train, 3, changed(seed=1), 1),
+        training.Batches(data.train, 3, recipe, 2),
+        training.Batches(data.train, 3, changed(seed=1, **more), 1),
     )
     assert all((other[0][0] != forwards[0][0]).any() for other in others)
 
@@ -123,6 +125,21 @@ def test_weight_decay_takes_learning_rate_times_decay_of_each_weight():
     model.optimizer.apply(zeros, model.trainable_weights)
     after = keras.ops.convert_to_numpy(model.get_layer("head").kernel)
     np.testing.assert_allclose(after, before * (1 - 0.01 * 0.5), rtol=1e-5)
+
+
+def test_muon_moves_matrices_in_all_directions_alike_and_the_head_as_adamw_does():
+    model, rate = small_model(), 0.01
+    training.compile_model(model, changed(optimizer="muon", learning_rate=rate, weight_decay=0.0), 1)
+    before = [keras.ops.convert_to_numpy(w) for w in model.trainable_weights]
+    rng = np.random.default_rng(0)
+    gradients = [keras.ops.convert_to_tensor(rng.normal(size=w.shape).astype("float32")) for w in before]
+    model.optimizer.apply(gradients, model.trainable_weights)
+    moved = {w.path: keras.ops.convert_to_numpy(w) - b for w, b in zip(model.trainable_weights, before, strict=True)}
+    pointwise = moved.pop("block_0/pointwise/kernel") / (rate * 0.2 * np.sqrt(8))
+    singular = np.linalg.svd(pointwise, compute_uv=False)
+    assert len(singular) == 8 and 0.6 < singular.min() <= singular.max() < 1.3
+    for path, step in moved.items():  # Adam's first step is the rate, against the gradient's sign
+        np.testing.assert_allclose(np.abs(step), rate / 5, rtol=1e-3, err_msg=path)
 
 
 def test_label_smoothing_is_in_the_loss():
