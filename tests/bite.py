@@ -67,8 +67,8 @@ BUGS = {
     ),
     "learning rate a thousandth": (
         "training.py",
-        "        learning_rate(recipe, steps_per_epoch),",
-        "        recipe.learning_rate / 1000,",
+        '"learning_rate": learning_rate(recipe, steps_per_epoch)',
+        '"learning_rate": recipe.learning_rate / 1000',
         "convmixer",
     ),
     "augmentation switched off": (
@@ -83,6 +83,31 @@ BUGS = {
         "rng.integers(pad, pad + 1,",
         "convmixer",
     ),
+    "gelu's gradient is its value": (
+        "layers/kernels.py",
+        "_gelu_gradient(x, dy)",
+        "dy * _gelu_forward(x)",
+        "convmixer",
+    ),
+    "depthwise gradient of a shifted image": (
+        "layers/kernels.py",
+        "[0, 0, before, after, before, after, 0, 0]",
+        "[0, 0, after + 1, before - 1, before, after, 0, 0]",
+        "convmixer",
+    ),
+    "variance of the batch forgotten": (
+        "layers/kernels.py",
+        "moving * self.momentum + batch",
+        "moving * self.momentum + moving",
+        "convmixer",
+    ),
+    "mixed images keep their labels": (
+        "augment.py",
+        "share[:, None] * targets + (1 - share[:, None]) * targets[partner]",
+        "targets",
+        "convmixer",
+    ),
+    "muon is adamw": ("training.py", 'recipe.optimizer == "muon"', 'recipe.optimizer == "nuom"', "convmixer"),
     "one crop for the whole batch": (
         "augment.py",
         "(2, count))\n    rows",
@@ -111,17 +136,17 @@ BUGS = {
     "validation images left in training": ("data.py", "_take(whole, ~chosen)", "whole", "convmixer"),
     "unknown parameters pass": ("parameters.py", 'extra="forbid"', 'extra="ignore"', "convmixer"),
     "smoke run at another depth": ("convmixer.ipynb", "depth: int = 4 ", "depth: int = 5 ", "convmixer"),
-    "heads of another width": (
+    "heads interleaved": (
         "layers/attention.py",
-        "split = (None, self.heads, self.key_dim)",
-        "split = (None, self.heads, 2 * self.key_dim)",
+        "self.heads, self.key_dim)), (0, 2, 1, 3)",
+        "self.key_dim, self.heads)), (0, 3, 1, 2)",
         "cct",
     ),
-    "attention without its scale": ("layers/attention.py", "scores / self.key_dim**0.5", "scores", "cct"),
+    "attention without its scale": ("layers/attention.py", "query / self.key_dim**0.5", "query", "cct"),
     "softmax over queries": (
         "layers/attention.py",
-        "ops.softmax(scores / self.key_dim**0.5)",
-        "ops.softmax(scores / self.key_dim**0.5, axis=-2)",
+        "(key, (0, 1, 3, 2)))",
+        "(key, (0, 1, 3, 2)), axis=-2)",
         "cct",
     ),
     "pooling is the mean": (
