@@ -197,6 +197,9 @@ def execute(source: str, architecture: str, values: dict, name: str, place: tupl
     import filelock
     import papermill
 
+    if place:  # this process and its kernels are ours: their errors come as messages, and the terminal has the bar
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stderr.fileno())
     worker = distributed.get_worker()
     disk = Path(worker.local_directory).parent / "patchlib"
     folder, cwd = map(Path, place or (disk / name, NOTEBOOKS if NOTEBOOKS.is_dir() else Path.cwd()))
@@ -216,7 +219,6 @@ def execute(source: str, architecture: str, values: dict, name: str, place: tupl
                     values | {"run_dir": str(folder)},
                     progress_bar=False,
                     start_timeout=300,
-                    extra_arguments=["--log-level=50"],  # errors come as messages; the terminal has the bar
                     resources={"metadata": {"path": str(cwd)}},  # papermill's cwd would move this whole process
                 )
                 os.replace(unfinished, executed)
@@ -321,7 +323,7 @@ def _connect(scheduler, workers, stack):
         n_workers=workers,
         threads_per_worker=1,
         memory_limit=0,  # it's the kernels that need memory
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",  # any free port
         silence_logs=logging.CRITICAL,  # the terminal has the bar
         env=environment,
     )
