@@ -240,3 +240,13 @@ class ViT(RunParameters):
         if self.dim % self.heads:
             raise ValueError(f"heads: received {self.heads}, accepted: a divisor of dim ({self.dim}).")
         return self
+
+
+ARCHITECTURES = {
+    "convmixer": ConvMixer,
+    "cct": CCT,
+    "mlp_mixer": MLPMixer,
+    "fnet": FNet,
+    "gmlp": GMLP,
+    "vit": ViT,
+}

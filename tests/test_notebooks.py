@@ -8,19 +8,11 @@ import papermill
 import pytest
 import yaml
 
-from patchlib import parameters
+from patchlib.parameters import ARCHITECTURES as SCHEMAS
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 EVERY = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-SCHEMAS = {
-    "convmixer": parameters.ConvMixer,
-    "cct": parameters.CCT,
-    "mlp_mixer": parameters.MLPMixer,
-    "fnet": parameters.FNet,
-    "gmlp": parameters.GMLP,
-    "vit": parameters.ViT,
-}
 
 
 def code_cells(path):

@@ -172,6 +172,14 @@ def test_a_killed_run_leaves_nothing_half_written_and_goes_on(tmp_path):
     assert names(tmp_path / "run") == ["model.keras", "run.json"]
 
 
+def test_a_kept_checkpoint_makes_the_same_card_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATCHLIB_KEEP_CHECKPOINT", "1")
+    card = runs.train(small_model(), tiny(), RECIPE, tmp_path)
+    (tmp_path / "run.json").unlink()
+    again = runs.train(small_model(seed=99), tiny(), RECIPE, tmp_path)
+    assert (again["metrics"], again["history"]) == (card["metrics"], card["history"])  # not an epoch was run
+
+
 def test_a_run_that_another_process_finished_meanwhile_is_left_alone(tmp_path, monkeypatch):
     runs.train(small_model(), tiny(), RECIPE, tmp_path)
     refuse, asked = runs._refuse_finished, []
