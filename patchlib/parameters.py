@@ -148,15 +148,7 @@ class RunParameters(Recipe):
     run_dir: str = Field("", description="the run's own folder; empty: a new one below runs/")
 
 
-class _Pixels(RunParameters):
-    """What the models that take the image as it is have in common."""
-
-    standardize: bool = Field(
-        False, description="pixels enter less their mean, over their standard deviation; else over 255"
-    )
-
-
-class ConvMixer(_Pixels):
+class ConvMixer(RunParameters):
     """Parameters of ``notebooks/convmixer.ipynb``; the model's are those of ``patchlib.models.convmixer``."""
 
     dim: int = Field(256, ge=1)
@@ -167,9 +159,12 @@ class ConvMixer(_Pixels):
     batchnorm_epsilon: float = Field(1e-3, gt=0)
 
 
-class CCT(_Pixels):
+class CCT(RunParameters):
     """Parameters of ``notebooks/cct.ipynb``; the model's are those of ``patchlib.models.cct``."""
 
+    standardize: bool = Field(
+        False, description="pixels enter less their mean, over their standard deviation; else over 255"
+    )
     dim: int = Field(128, ge=1)
     depth: int = Field(2, ge=1)
     heads: int = Field(2, ge=1)
