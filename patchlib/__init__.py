@@ -2,10 +2,10 @@
 
 The way of the data is the order of the modules; each imports only what stands before it:
 ``parameters -> data -> augment -> reference -> layers -> models -> training -> runs -> checks -> plots -> batch``.
-A module is imported when it's first asked for, since most need Keras, which takes seconds, and some need not.
+All are imported, so that Keras knows the layers of a saved model; the command line alone takes what it needs, which
+isn't Keras.
 """
 
-import importlib
 import os
 import sys
 
@@ -28,15 +28,7 @@ __all__ = [
     "train",
     "training",
 ]
-_HOMES = {"load_data": "data", "train": "runs"}
-
-
-def __getattr__(name):
-    if name not in __all__:
-        raise AttributeError(f"module 'patchlib' has no attribute {name!r}")
-    module = importlib.import_module(f"patchlib.{_HOMES.get(name, name)}")
-    return getattr(module, name) if name in _HOMES else module
-
-
-if "keras" in sys.modules:  # so that ``import keras, patchlib`` is all that loading a saved model takes
-    from patchlib import layers, training
+if os.path.basename(sys.argv[0] or "") not in ("-m", "__main__.py", "patchlib"):
+    from patchlib import augment, checks, data, layers, models, parameters, reference, runs, training
+    from patchlib.data import load_data
+    from patchlib.runs import train

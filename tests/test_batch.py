@@ -264,7 +264,8 @@ def test_a_folder_with_other_parameters_is_no_finished_run(tmp_path, monkeypatch
 
 
 def test_the_command_needs_neither_keras_nor_papermill_to_say_what_is_finished():
-    program = "import sys, patchlib.batch; print({'keras', 'papermill', 'distributed', 'sklearn'} & {*sys.modules})"
+    modules = "{'keras', 'papermill', 'distributed', 'sklearn'}"
+    program = f"import sys; sys.argv = ['patchlib']; import patchlib.batch; print({modules} & {{*sys.modules}})"
     printed = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ
     )

@@ -85,11 +85,11 @@ if _BACKEND == "tensorflow":
         return _gelu_forward(x), lambda dy: _gelu_gradient(x, dy)
 
     # Compiled, each is one pass over memory instead of four and ten.
-    @tf.function(jit_compile=True, autograph=False)
+    @tf.function(jit_compile=True, autograph=False, reduce_retracing=True)
     def _gelu_forward(x):
         return 0.5 * x * (1 + tf.math.erf(x / math.sqrt(2)))
 
-    @tf.function(jit_compile=True, autograph=False)
+    @tf.function(jit_compile=True, autograph=False, reduce_retracing=True)
     def _gelu_gradient(x, dy):
         density = tf.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
         return dy * (0.5 * (1 + tf.math.erf(x / math.sqrt(2))) + x * density)
