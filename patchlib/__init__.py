@@ -1,7 +1,7 @@
 """Patch-based image classifiers to read, train and take apart: data, layers, models, training, runs and plots.
 
 The way of the data is the order of the modules; each imports only what stands before it:
-``parameters -> data -> augment -> reference -> layers -> models -> training -> runs -> checks -> plots``.
+``parameters -> data -> augment -> reference -> layers -> models -> training -> runs -> checks -> plots -> compare``.
 """
 
 import os

@@ -148,6 +148,12 @@ class RunParameters(Recipe):
     run_dir: str = Field("", description="the run's own folder; empty: a new one below runs/")
 
 
+class Compare(_Checked):
+    """Parameters of ``notebooks/compare.ipynb``."""
+
+    cards: str = Field("../results", min_length=1, description="folder with the run cards, in it or below")
+
+
 class ConvMixer(RunParameters):
     """Parameters of ``notebooks/convmixer.ipynb``; the model's are those of ``patchlib.models.convmixer``."""
 
@@ -232,3 +238,13 @@ class ViT(RunParameters):
         if self.dim % self.heads:
             raise ValueError(f"heads: received {self.heads}, accepted: a divisor of dim ({self.dim}).")
         return self
+
+
+ARCHITECTURES = {
+    "convmixer": ConvMixer,
+    "cct": CCT,
+    "mlp_mixer": MLPMixer,
+    "fnet": FNet,
+    "gmlp": GMLP,
+    "vit": ViT,
+}
