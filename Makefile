@@ -21,7 +21,7 @@ PAPERMILL = $(PY) -m papermill notebooks/$(NB).ipynb $(RUN)/$(NB).ipynb --cwd no
 	-p run_dir "$(abspath $(RUN))" -p seed $(SEED) $(if $(DATA),-p dataset "$(DATA_PATH)") \
 	$(if $(LIMIT),-p limit $(LIMIT)) $(if $(EPOCHS),-p epochs $(EPOCHS)) $(ARGS)
 
-.PHONY: help run test lint lab refresh bite lock
+.PHONY: help run full test lint lab refresh bite lock
 help:  ## what there is
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
@@ -37,6 +37,9 @@ run: .venv/ready  ## run a notebook: make run NB=convmixer TIER=tuned DATA=cifar
 		else echo "$(RUN) holds a run on other data: choose RUN=another/folder"; exit 2; fi
 	@printf 'test accuracy: %.4f\n' $$(sed -n 's/.*"test_accuracy": \([^,]*\).*/\1/p' "$(RUN)/run.json")
 	@echo "notebook: $(RUN)/$(NB).ipynb"; echo "run card: $(RUN)/run.json"; echo "model:    $(RUN)/model.keras"
+
+full: .venv/ready  ## the full runs: every notebook, baseline and tuned, three seeds; again goes on: make full ARGS="--workers 2"
+	$(PY) -m patchlib run --tier baseline tuned --seeds 3 --out runs/full $(ARGS)
 
 test: .venv/ready .venv-jax/ready  ## all that CI runs: ruff, unit tests on TensorFlow and JAX, every notebook's outputs
 	.venv/bin/ruff check .

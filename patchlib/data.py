@@ -10,7 +10,6 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -192,6 +191,8 @@ def _cifar(name):
     if folder and (path := Path(folder).expanduser() / f"{name}.npz").is_file():
         train, test, _ = _npz(path, classes)
     else:
+        import keras  # here, because it takes seconds to import
+
         try:
             (x, y), (x_test, y_test) = getattr(keras.datasets, name).load_data()
         except Exception as error:  # keras.utils.get_file raises a bare Exception

@@ -154,7 +154,15 @@ class Compare(_Checked):
     cards: str = Field("../results", min_length=1, description="folder with the run cards, in it or below")
 
 
-class ConvMixer(RunParameters):
+class _Pixels(RunParameters):
+    """What the models that take the image as it is have in common."""
+
+    standardize: bool = Field(
+        False, description="pixels enter less their mean, over their standard deviation; else over 255"
+    )
+
+
+class ConvMixer(_Pixels):
     """Parameters of ``notebooks/convmixer.ipynb``; the model's are those of ``patchlib.models.convmixer``."""
 
     dim: int = Field(256, ge=1)
@@ -165,7 +173,7 @@ class ConvMixer(RunParameters):
     batchnorm_epsilon: float = Field(1e-3, gt=0)
 
 
-class CCT(RunParameters):
+class CCT(_Pixels):
     """Parameters of ``notebooks/cct.ipynb``; the model's are those of ``patchlib.models.cct``."""
 
     dim: int = Field(128, ge=1)

@@ -21,7 +21,7 @@ import numpy as np
 
 from patchlib import models, training
 from patchlib.data import Data
-from patchlib.parameters import Recipe, RunParameters
+from patchlib.parameters import ARCHITECTURES, Recipe, RunParameters
 
 SCHEMA = 1
 CARD, MODEL = "run.json", "model.keras"
@@ -119,8 +119,9 @@ def _train(model, data, recipe, folder):
     card = _card(model, data, recipe, identity, progress, started)
     _write_whole(folder / MODEL, lambda path: model.save(path, include_optimizer=False))
     _write_whole(folder / CARD, lambda path: path.write_text(json.dumps(card, indent=1, allow_nan=False) + "\n"))
-    for checkpoint in _checkpoints(folder):
-        shutil.rmtree(checkpoint)
+    if not os.environ.get("PATCHLIB_KEEP_CHECKPOINT"):  # `patchlib run` keeps it until the notebook's last cell ran
+        for checkpoint in _checkpoints(folder):
+            shutil.rmtree(checkpoint)
     return card
 
 
@@ -207,7 +208,8 @@ def recipe(card: dict) -> dict:
     The seed is luck, the tier only a name, and the data's name part of the setting. A card that is older than a
     parameter was run as that parameter's default has it.
     """
-    defaults = {name: field.default for name, field in Recipe.model_fields.items()}
+    known = ARCHITECTURES.get(card["architecture"], Recipe).model_fields
+    defaults = {name: field.default for name, field in known.items() if name != "run_dir"}
     run = {"architecture": card["architecture"], "fingerprint": card["dataset"]["fingerprint"][:8]}
     everything = defaults | card["parameters"] | run
     return {name: value for name, value in everything.items() if name not in ("seed", "tier", "dataset")}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_training import RECIPE, changed, small_model, tiny
 
-from patchlib import runs, training
+from patchlib import models, runs, training
 from patchlib.parameters import ConvMixer
 
 KEYS = [
@@ -93,10 +93,27 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize(("after", "ema"), [(1, 0.0), (2, 0.5), (3, 0.5)])
-def test_an_interrupted_run_resumes_to_the_same_end(tmp_path, monkeypatch, after, ema):
-    recipe = changed(schedule="one_cycle", ema=ema)
-    whole, resumed = small_model(), small_model()
+def random_cct(seed=0):
+    """A network with everything random in training that there is."""
+    keras.utils.set_random_seed(seed)
+    rates = {"dropout": 0.3, "attention_dropout": 0.3, "stochastic_depth": 0.3}
+    return models.cct((6, 6, 3), 3, dim=8, key_dim=4, mlp_dim=8, conv_dim=4, **rates)
+
+
+EVERYTHING = {"optimizer": "muon", "trivial_augment": True, "erasing": 0.5, "mixup": 0.5, "cutmix": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("build", "after", "changes"),
+    [
+        (small_model, 1, {"schedule": "one_cycle"}),
+        (small_model, 3, {"schedule": "one_cycle", "ema": 0.5}),
+        (random_cct, 2, {"schedule": "cosine", "warmup_epochs": 0.5, "ema": 0.5, **EVERYTHING}),
+    ],
+)
+def test_an_interrupted_run_resumes_to_the_same_end(tmp_path, monkeypatch, build, after, changes):
+    recipe = changed(**changes)
+    whole, resumed = build(), build()
     expected = runs.train(whole, tiny(), recipe, tmp_path / "whole")
     keep = runs._checkpoint
 
@@ -109,7 +126,7 @@ def test_an_interrupted_run_resumes_to_the_same_end(tmp_path, monkeypatch, after
         patch.setattr(runs, "_checkpoint", stop)
         runs.train(resumed, tiny(), recipe, tmp_path / "run")
     assert "run.json" not in names(tmp_path / "run")
-    fresh = small_model(seed=99)
+    fresh = build(seed=99)
     card = runs.train(fresh, tiny(), recipe, tmp_path / "run")
     for name, values in expected["history"].items():
         assert name == "seconds" or card["history"][name] == values
@@ -153,6 +170,14 @@ def test_a_killed_run_leaves_nothing_half_written_and_goes_on(tmp_path):
     assert "continuing after epoch" in again.stdout
     assert json.loads(again.stdout.splitlines()[-1]) == whole["history"]["loss"]
     assert names(tmp_path / "run") == ["model.keras", "run.json"]
+
+
+def test_a_kept_checkpoint_makes_the_same_card_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATCHLIB_KEEP_CHECKPOINT", "1")
+    card = runs.train(small_model(), tiny(), RECIPE, tmp_path)
+    (tmp_path / "run.json").unlink()
+    again = runs.train(small_model(seed=99), tiny(), RECIPE, tmp_path)
+    assert (again["metrics"], again["history"]) == (card["metrics"], card["history"])  # not an epoch was run
 
 
 def test_a_run_that_another_process_finished_meanwhile_is_left_alone(tmp_path, monkeypatch):

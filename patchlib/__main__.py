@@ -1,0 +1,8 @@
+"""``python -m patchlib run`` is ``patchlib run``."""
+
+import sys
+
+from patchlib.batch import main
+
+if __name__ == "__main__":  # the worker processes import this module, too
+    sys.exit(main())
