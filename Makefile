@@ -26,7 +26,8 @@ help:  ## what there is
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 run: .venv/ready  ## run a notebook: make run NB=convmixer TIER=tuned DATA=cifar10 LIMIT=2000 EPOCHS=2 SEED=0
-	@test -f notebooks/$(NB).ipynb || { echo "NB=$(NB): there are $(notdir $(basename $(wildcard notebooks/*.ipynb)))"; exit 2; }
+	@test -f notebooks/$(NB).ipynb -a "$(NB)" != compare || { \
+		echo "NB=$(NB): there are $(filter-out compare,$(notdir $(basename $(wildcard notebooks/*.ipynb))))"; exit 2; }
 	@test "$(TIER)" = smoke -o -f notebooks/tiers/$(NB)-$(TIER).yaml || \
 		{ echo "TIER=$(TIER): there are smoke $(patsubst $(NB)-%,%,$(notdir $(basename $(wildcard notebooks/tiers/$(NB)-*.yaml))))"; exit 2; }
 	@case "$(DATA)" in */*|*.npz) test -e "$(DATA)" || { echo "DATA=$(DATA): there is no such file or folder"; exit 2; };; esac

@@ -1,9 +1,9 @@
 """Patch-based image classifiers to read, train and take apart: data, layers, models, training, runs and plots.
 
 The way of the data is the order of the modules; each imports only what stands before it:
-``parameters -> data -> augment -> reference -> layers -> models -> training -> runs -> checks -> plots -> batch``.
-All are imported, so that Keras knows the layers of a saved model; the command line alone takes what it needs, which
-isn't Keras.
+``parameters -> data -> augment -> reference -> layers -> models -> training -> runs -> checks -> plots -> compare ->
+batch``. All but the last three are imported, so that Keras knows the layers of a saved model. The command line alone
+takes only what it needs, which isn't Keras.
 """
 
 import os

@@ -148,6 +148,12 @@ class RunParameters(Recipe):
     run_dir: str = Field("", description="the run's own folder; empty: a new one below runs/")
 
 
+class Compare(_Checked):
+    """Parameters of ``notebooks/compare.ipynb``."""
+
+    cards: str = Field("../results", min_length=1, description="folder with the run cards, in it or below")
+
+
 class ConvMixer(RunParameters):
     """Parameters of ``notebooks/convmixer.ipynb``; the model's are those of ``patchlib.models.convmixer``."""
 

@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 
 def grid(pictures, titles=(), columns=8, size=1.1, **imshow) -> Figure:
@@ -71,5 +71,75 @@ def learning_curves(cards: dict[str, dict]) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     accuracies.legend(title="solid: validation, dashed: training")
     figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
+def scatter(panels: dict[str, dict[str, tuple[float, list[float]]]], xlabel: str, ylabel: str) -> Figure:
+    """Named points, {panel: {name: (x, ys)}}, at the mean of their ys, with a bar of a standard deviation each way.
+
+    Names with the same first word share a colour, names with the same other words a marker.
+    """
+    figure, axes = _panels(panels)
+    names = sorted({name.partition(" ") for points in panels.values() for name in points})
+    colors = {first: f"C{i}" for i, first in enumerate(dict.fromkeys(first for first, *_ in names))}
+    markers = dict(zip(dict.fromkeys(rest for *_, rest in names), "osD^vPX*<>" * len(names), strict=False))
+    for ax, points in zip(axes, panels.values(), strict=True):
+        for name, (x, ys) in sorted(points.items()):
+            first, _, rest = name.partition(" ")
+            bar = np.std(ys, ddof=1) if len(ys) > 1 else None
+            ax.errorbar(x, np.mean(ys), bar, fmt=markers[rest], color=colors[first], capsize=3, alpha=0.8, label=name)
+        ax.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, 1.1 * max(x for x, _ in points.values())))
+        ax.xaxis.set_major_formatter(EngFormatter())
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+    return _with_one_legend(figure)
+
+
+def bands(panels: dict[tuple[str, str], dict[str, list[list[float]]]], xlabel: str, ylabel: str) -> Figure:
+    """Lines over 1, 2, ..., {(title, subtitle): {name: runs}}: the mean of the runs, in a band of a standard deviation.
+
+    Where runs are of different lengths, the shortest one ends the line. Panels of one subtitle share their y axis.
+    """
+    figure, axes = _panels(["\n".join(titles) for titles in panels])
+    names, first = sorted({name for lines in panels.values() for name in lines}), {}
+    for ax, ((_, subtitle), lines) in zip(axes, panels.items(), strict=True):
+        for name, runs in lines.items():
+            values = np.array([run[: min(map(len, runs))] for run in runs])
+            x, mean, color = range(1, values.shape[1] + 1), values.mean(axis=0), f"C{names.index(name)}"
+            ax.plot(x, mean, color=color, marker=".", label=name)
+            if len(runs) > 1:
+                spread = values.std(axis=0, ddof=1)
+                ax.fill_between(x, mean - spread, mean + spread, color=color, alpha=0.2, linewidth=0)
+        ax.set(xlabel=xlabel, ylabel=ylabel)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if first.setdefault(subtitle, ax) is not ax:
+            ax.sharey(first[subtitle])
+            first[subtitle].autoscale(axis="y")
+    return _with_one_legend(figure)
+
+
+def _panels(titles, columns=3):
+    """A figure, and an axis for each title, row by row."""
+    rows, columns = -(-len(titles) // columns), min(columns, len(titles))
+    height = 3.2 * rows + 0.8  # the legend's place
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(max(3.8 * columns, 6), height), squeeze=False, layout="constrained"
+    )
+    for ax, title in zip(axes.flat, titles, strict=False):
+        ax.set_title(title, fontsize=9)
+        ax.grid(alpha=0.3)
+    for ax in axes.flat[len(titles) :]:
+        ax.axis("off")
+    return figure, axes.flat[: len(titles)]
+
+
+def _with_one_legend(figure):
+    """The figure, closed, with every label of its panels once."""
+    labels = {}
+    for ax in figure.axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            labels.setdefault(label, handle)
+    names = sorted(labels)
+    figure.legend([labels[name] for name in names], names, loc="outside lower center", ncols=3, fontsize=8)
     plt.close(figure)
     return figure

@@ -12,6 +12,7 @@ import platform
 import shlex
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import filelock
@@ -20,10 +21,11 @@ import numpy as np
 
 from patchlib import models, training
 from patchlib.data import Data
-from patchlib.parameters import Recipe, RunParameters
+from patchlib.parameters import ARCHITECTURES, Recipe, RunParameters
 
 SCHEMA = 1
 CARD, MODEL = "run.json", "model.keras"
+_CHECKPOINT = "checkpoint-"
 
 
 class RunError(RuntimeError):
@@ -183,8 +185,60 @@ def load_card(path: str | os.PathLike) -> dict:
 
 def load_cards(folder: str | os.PathLike, **wanted) -> list[dict]:
     """All run cards below a folder whose entries equal ``wanted``: ``load_cards("results", tier="tuned")``."""
-    cards = [load_card(path) for path in sorted(Path(folder).rglob("*.json"))]
+    cards = [load_card(path) for path in card_files(folder)]
     return [card for card in cards if all(card[key] == value for key, value in wanted.items())]
+
+
+def card_files(folder: str | os.PathLike) -> list[Path]:
+    """The JSON files below a folder, less those of checkpoints, and of hidden folders such as Jupyter's."""
+    folder = Path(folder)
+    paths = {path: path.relative_to(folder).parts for path in sorted(folder.rglob("*.json"))}
+    return [path for path, parts in paths.items() if not any(part.startswith((".", _CHECKPOINT)) for part in parts)]
+
+
+def setting(card: dict) -> str:
+    """The data, the number of training images and of epochs, in words: runs that differ in them aren't comparable."""
+    data, epochs = card["dataset"], card["parameters"]["epochs"]
+    return f"{data['name']}, {data['train']:,} training images, {epochs} epoch{'s' * (epochs > 1)}"
+
+
+def recipe(card: dict) -> dict:
+    """What makes two runs in a setting differ in more than luck: architecture, parameters and the very pixels.
+
+    The seed is luck, the tier only a name, and the data's name part of the setting. A card that is older than a
+    parameter was run as that parameter's default has it.
+    """
+    known = ARCHITECTURES.get(card["architecture"], Recipe).model_fields
+    defaults = {name: field.default for name, field in known.items() if name != "run_dir"}
+    run = {"architecture": card["architecture"], "fingerprint": card["dataset"]["fingerprint"][:8]}
+    everything = defaults | card["parameters"] | run
+    return {name: value for name, value in everything.items() if name not in ("seed", "tier", "dataset")}
+
+
+def groups(cards: list[dict]) -> dict[tuple[str, str, str], list[dict]]:
+    """Cards that differ in their seeds alone, together, under (architecture, tier, setting), sorted.
+
+    If a tier was run in several ways, what is special in one follows the tier's name: "tuned", "tuned, pad 0" and
+    "tuned, flip False". Special is what most of the ways don't share; where there's no most, the first run is usual.
+    """
+    together = {}
+    for card in sorted(cards, key=lambda card: card["started"]):
+        name = card["architecture"], str(card["tier"]), setting(card)
+        together.setdefault(name, {}).setdefault(json.dumps(recipe(card), sort_keys=True), []).append(card)
+    named = {}
+    for (architecture, tier, where), ways in together.items():
+        recipes = [recipe(group[0]) for group in ways.values()]
+        names = dict.fromkeys(name for other in recipes for name in other)
+        usual = {name: Counter(other.get(name) for other in recipes).most_common(1)[0][0] for name in names}
+        for own, group in zip(recipes, ways.values(), strict=True):
+            special = [f"{name} {own.get(name)}" for name in names if own.get(name) != usual[name]]
+            named[architecture, ", ".join([tier, *special]), where] = group
+    return dict(sorted(named.items()))
+
+
+def mean_and_spread(values: list[float]) -> str:
+    """The mean, and with several values their standard deviation (over n - 1): "92.00 ± 1.41"."""
+    return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
 
 
 def table(cards: list[dict]) -> str:
@@ -193,19 +247,13 @@ def table(cards: list[dict]) -> str:
         "| architecture | tier | data | training images | epochs | parameters | test accuracy, % | seeds | seconds |",
         "|---|---|---|--:|--:|--:|--:|--:|--:|",
     ]
-    groups = {}
-    for card in cards:
-        same = {name: value for name, value in card["parameters"].items() if name != "seed"}
-        key = card["architecture"], str(card["tier"]), card["dataset"]["name"], json.dumps(same, sort_keys=True)
-        groups.setdefault(key, []).append(card)
-    for (*names, _), group in sorted(groups.items()):
+    for (architecture, tier, _), group in groups(cards).items():
         images, epochs = group[0]["dataset"]["train"], group[0]["parameters"]["epochs"]
-        parameters = group[0]["model"]["parameters"]
-        accuracies = [100 * card["metrics"]["test_accuracy"] for card in group]
-        spread = f" ± {np.std(accuracies, ddof=1):.2f}" if len(group) > 1 else ""
-        seconds = np.mean([card["time"]["seconds"] for card in group])
-        cells = [*names, f"{images:,}", epochs, f"{parameters:,}", f"{np.mean(accuracies):.2f}{spread}", len(group)]
-        lines.append(f"| {' | '.join(map(str, cells))} | {seconds:,.0f} |")
+        accuracy = mean_and_spread([100 * card["metrics"]["test_accuracy"] for card in group])
+        seeds, seconds = len({card["seed"] for card in group}), np.mean([card["time"]["seconds"] for card in group])
+        cells = [architecture, tier, group[0]["dataset"]["name"], f"{images:,}", epochs]
+        cells += [f"{group[0]['model']['parameters']:,}", accuracy, seeds, f"{seconds:,.0f}"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
@@ -280,13 +328,13 @@ def _write_whole(path, write):
 
 def _checkpoints(folder):
     """The folder's complete checkpoints, oldest first."""
-    return sorted(p for p in folder.glob("checkpoint-*") if ".partial" not in p.name)
+    return sorted(p for p in folder.glob(f"{_CHECKPOINT}*") if ".partial" not in p.name)
 
 
 def _checkpoint(folder, identity, progress, started):
     """Write a checkpoint as a folder, whole or not at all, then remove the older ones."""
     older = _checkpoints(folder)
-    final = folder / f"checkpoint-{progress.epoch:05}"
+    final = folder / f"{_CHECKPOINT}{progress.epoch:05}"
     partial = folder / f"{final.name}.partial"
     partial.mkdir()
     np.savez(partial / "state.npz", *progress.state)

@@ -9,14 +9,27 @@ import pytest
 import yaml
 
 from patchlib.parameters import ARCHITECTURES as SCHEMAS
+from patchlib.parameters import Compare
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 EVERY = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+NETWORKS = pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem != "compare"], ids=lambda path: path.stem)
 
 
 def code_cells(path):
     return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def values_of(cell):
+    """What a parameters cell assigns."""
+    namespace = {}
+    exec(cell.source, namespace)
+    return {name: value for name, value in namespace.items() if not name.startswith("__")}
+
+
+def schema_of(path):
+    return Compare if path.stem == "compare" else SCHEMAS[path.stem]
 
 
 @EVERY
@@ -51,7 +64,7 @@ def test_no_cell_overwrites_a_parameter(path):
     stored = {
         n.id for cell in cells for n in ast.walk(cell) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
     }
-    assert not stored & set(SCHEMAS[path.stem].model_fields)
+    assert not stored & set(schema_of(path).model_fields)
 
 
 @EVERY
@@ -79,7 +92,7 @@ def test_no_loop_stands_in_two_notebooks():
 @EVERY
 def test_is_of_a_readable_length(path):
     notebook = nbformat.read(path, as_version=4)
-    assert 30 <= len(notebook.cells) <= 45
+    assert (20 if path.stem == "compare" else 30) <= len(notebook.cells) <= 45
     lengths = sorted(len(cell.source.splitlines()) for cell in code_cells(path)[1:])
     assert lengths[-1] <= 15 and lengths[len(lengths) // 2] <= 8
 
@@ -88,17 +101,19 @@ def test_is_of_a_readable_length(path):
 def test_the_parameters_cell_holds_every_parameter_with_its_type(path):
     (cell,) = [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
     assert cell is code_cells(path)[0] or cell.source == code_cells(path)[0].source
-    schema = SCHEMAS[path.stem]
+    schema = schema_of(path)
     inferred = papermill.inspect_notebook(str(path))
     assert set(inferred) == set(schema.model_fields)
-    namespace = {}
-    exec(cell.source, namespace)
-    del namespace["__builtins__"], namespace["__annotations__"]
-    smoke = schema(**namespace)
-    assert (smoke.tier, smoke.dataset, smoke.run_dir) == ("smoke", "digits", "")
+    schema(**values_of(cell))
     for name, field in schema.model_fields.items():
         declared = inferred[name]["inferred_type_name"]
         assert declared == "str" if "Literal" in str(field.annotation) else declared in str(field.annotation)
+
+
+@NETWORKS
+def test_as_it_stands_a_notebook_is_a_smoke_run(path):
+    smoke = SCHEMAS[path.stem](**values_of(code_cells(path)[0]))
+    assert (smoke.tier, smoke.dataset, smoke.run_dir) == ("smoke", "digits", "")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks" / "tiers").glob("*.yaml")), ids=lambda path: path.stem)
@@ -111,7 +126,7 @@ def test_a_tier_is_parameters_of_its_notebook(path):
 
 
 def test_every_architecture_has_its_notebook_and_tiers():
-    assert set(SCHEMAS) == {path.stem for path in NOTEBOOKS}
+    assert {*SCHEMAS, "compare"} == {path.stem for path in NOTEBOOKS}
     for name in SCHEMAS:
         assert (ROOT / "notebooks" / "tiers" / f"{name}-baseline.yaml").exists()
 

@@ -44,3 +44,30 @@ def test_heat_is_brightest_where_the_share_is_largest():
     (picture,) = plots.heat(images, shares)
     np.testing.assert_allclose(picture[::2, ::2, 0], 0.9 * np.array([[0.25, 0.5], [1, 0.75]]))
     assert (picture[2:, :2] == picture[2, 0]).all()
+
+
+def test_scatter_has_means_with_their_spread_in_a_panel_each():
+    panels = {"first": {"a baseline": (10, [1.0, 3.0]), "a tuned": (20, [4.0])}, "second": {"b tuned": (5, [6.0])}}
+    figure = plots.scatter(panels, "x", "y")
+    first, second = figure.axes
+    assert (first.get_title(), second.get_title()) == ("first", "second")
+    marks = {bar.get_label(): bar.lines[0] for ax in figure.axes for bar in ax.containers}
+    assert {name: tuple(mark.get_xydata()[0]) for name, mark in marks.items()} == {
+        "a baseline": (10, 2),
+        "a tuned": (20, 4),
+        "b tuned": (5, 6),
+    }
+    (bar,) = [c for c in first.containers if c.has_yerr]
+    np.testing.assert_allclose(bar.lines[2][0].get_segments()[0][:, 1], [2 - 2**0.5, 2 + 2**0.5])
+    assert marks["a baseline"].get_color() == marks["a tuned"].get_color() != marks["b tuned"].get_color()
+    assert marks["a baseline"].get_marker() != marks["a tuned"].get_marker() == marks["b tuned"].get_marker()
+
+
+def test_bands_are_means_with_their_spread():
+    runs = {"one": [[1.0, 2.0]], "three": [[1.0, 2.0], [2.0, 3.0, 9.0], [3.0, 4.0]]}
+    figure = plots.bands({("a", "x"): runs, ("b", "x"): {"one": [[0.0, 99.0]]}, ("a", "y"): runs}, "epoch", "y")
+    a, b, other = figure.axes
+    assert [list(line.get_ydata()) for line in a.lines] == [[1, 2], [2, 3]]
+    (band,) = a.collections
+    assert set(map(tuple, band.get_paths()[0].vertices)) == {(1, 1), (2, 2), (2, 4), (1, 3)}
+    assert a.get_ylim() == b.get_ylim() != other.get_ylim() and a.get_ylim()[1] > 99

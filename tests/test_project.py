@@ -15,7 +15,7 @@ from patchlib import runs
 
 ROOT = Path(__file__).parents[1]
 ORDER = ["parameters", "data", "augment", "reference", "layers", "models", "training", "runs", "checks", "plots"]
-ORDER += ["batch", "__main__"]
+ORDER += ["compare", "batch", "__main__"]
 
 
 @pytest.mark.parametrize("name", ORDER)

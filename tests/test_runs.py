@@ -221,11 +221,12 @@ def test_table_gives_mean_spread_and_number_of_seeds():
             "architecture": "convmixer",
             "tier": tier,
             "seed": seed,
-            "dataset": {"name": "cifar10", "train": 45000},
+            "dataset": {"name": "cifar10", "fingerprint": "", "train": 45000},
             "parameters": {"epochs": 2, "seed": seed},
             "model": {"parameters": 602890},
             "metrics": {"test_accuracy": accuracy},
             "time": {"seconds": 100.0},
+            "started": "2026-01-01T00:00:00+00:00",
         }
 
     rows = runs.table([card(0.91, 0), card(0.93, 1), card(0.80, 0, "baseline")]).splitlines()

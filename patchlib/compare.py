@@ -1,0 +1,230 @@
+"""The leaderboard: tables and curves made of run cards, and of nothing else.
+
+Only runs of one setting (data, training images, epochs) are put side by side. Nearly everything here takes what
+``by_setting`` makes: {setting: {name: cards that differ in their seeds alone}}, with settings and names in words.
+"""
+
+import itertools
+import os
+from pathlib import Path
+
+import numpy as np
+
+from patchlib import runs
+from patchlib.parameters import ARCHITECTURES
+
+Settings = dict[str, dict[str, list[dict]]]
+NONE = "No run card says so yet."
+
+
+def load(folder: str | os.PathLike) -> list[dict]:
+    """All run cards in or below a folder, in the order of their paths; a card that lies there twice counts once.
+
+    Raises:
+        runs.RunError: there's no such folder, a file isn't a run card of this schema, or runs are smoke runs, which
+            show that the code works and not how good a network is.
+    """
+    if not Path(folder).is_dir():
+        raise runs.RunError(f"{folder} isn't a folder: name the one with the run cards.")
+    cards = {path: runs.load_card(path) for path in runs.card_files(folder)}
+    if smoke := [str(path) for path, card in cards.items() if card["tier"] == "smoke"]:
+        raise runs.RunError(
+            f"Smoke runs have no place in a comparison, and there is {', '.join(smoke)}: remove it, or name a folder "
+            "without it."
+        )
+    return [card for i, card in enumerate(cards.values()) if card not in list(cards.values())[:i]]
+
+
+def by_setting(cards: list[dict]) -> Settings:
+    """The cards under their setting, and in it under a name: {"cifar10, ...": {"cct baseline": [card, ...]}}."""
+    settings = {}
+    for (architecture, tier, where), group in runs.groups(cards).items():
+        settings.setdefault(where, {})[f"{architecture} {tier}"] = group
+    return dict(sorted(settings.items()))
+
+
+def coverage(settings: Settings) -> str:
+    """A Markdown table of which runs there are: seeds of the tiers baseline / tuned of each architecture."""
+    present = {group[0]["architecture"] for groups in settings.values() for group in groups.values()}
+    columns = [*ARCHITECTURES, *sorted(present - set(ARCHITECTURES))]
+    rows = []
+    for where, groups in settings.items():
+        seeds = {name: _seeds(group) for name, group in groups.items()}
+        cells = [[seeds.get(f"{column} {tier}", "–") for tier in ("baseline", "tuned")] for column in columns]
+        rows.append([where, *(f"{baseline} / {tuned}" for baseline, tuned in cells)])
+    return _table(["seeds of baseline / tuned", *columns], rows)
+
+
+def leaderboard(settings: Settings) -> str:
+    """A Markdown table for each setting, the best mean test accuracy first; a dash stands for what no card says."""
+    columns = ["network and tier", "parameters", "multiply-adds", "validation accuracy, %", "test accuracy, %", "seeds"]
+    tables = []
+    for where, groups in settings.items():
+        rows = []
+        for name, group in sorted(groups.items(), key=lambda item: -_mean(item[1])):
+            machines = sorted({hardware(card) for card in group})
+            numbers = [group[0]["model"].get(what) for what in ("parameters", "multiply_adds")]
+            for what in ("seconds", "images_per_second"):  # of different machines they have no mean
+                numbers.append(np.mean([card["time"][what] for card in group]) if len(machines) == 1 else None)
+            *counts, seconds, speed = ["–" if number is None else f"{number:,.0f}" for number in numbers]
+            accuracies = [runs.mean_and_spread(_accuracies(group, split)) for split in ("val", "test")]
+            rows.append([name, *counts, *accuracies, _seeds(group), seconds, speed, "; ".join(machines)])
+        tables.append(f"**{where}**\n\n{_table([*columns, 'seconds', 'images/s', 'computed on'], rows)}")
+    return "\n\n".join(tables) or NONE
+
+
+def points(settings: Settings, part: str, what: str) -> dict[str, dict[str, tuple[float, list[float]]]]:
+    """Test accuracies in percent over a number in the cards, such as ("model", "parameters"), for ``plots.scatter``.
+
+    Returns:
+        {panel: {name: (the number's mean, accuracies)}}. A panel is a setting, and for times a setting on one machine;
+        a card that doesn't say is left out.
+    """
+    panels = {}
+    for where, groups in settings.items():
+        for name, group in groups.items():
+            for card in [card for card in group if what in card[part]]:
+                panel = _two_lines(where) + (f"\n{hardware(card)}" if part == "time" else "")
+                numbers, accuracies = panels.setdefault(panel, {}).setdefault(name, ([], []))
+                numbers.append(card[part][what])
+                accuracies.extend(_accuracies([card]))
+    return {
+        panel: {name: (float(np.mean(numbers)), accuracies) for name, (numbers, accuracies) in found.items()}
+        for panel, found in panels.items()
+    }
+
+
+def curves(settings: Settings) -> dict[str, dict[str, list[list[float]]]]:
+    """Validation accuracies in percent after each epoch, for ``plots.bands``.
+
+    Returns:
+        {(architecture, setting): {tier: one list a run}}.
+    """
+    panels = {}
+    for where, groups in settings.items():
+        for name, group in groups.items():
+            architecture, tier = name.split(" ", 1)
+            lines = [[100 * accuracy for accuracy in card["history"]["val_accuracy"]] for card in group]
+            panels.setdefault((architecture, _two_lines(where)), {})[tier] = lines
+    return panels
+
+
+def steps(settings: Settings) -> str:
+    """From baseline to tuned as a Markdown table: all that changed at once, and what it brought."""
+    rows = [
+        _step(where, groups[f"{architecture} baseline"], groups[f"{architecture} tuned"])
+        for where, groups in settings.items()
+        for architecture in sorted({group[0]["architecture"] for group in groups.values()})
+        if {f"{architecture} baseline", f"{architecture} tuned"} <= set(groups)
+    ]
+    return _table(_STEP, rows) if rows else "No network has both a baseline and a tuned run in one setting yet."
+
+
+def ingredients(settings: Settings, most: int = 3) -> str:
+    """What single changes brought, as a Markdown table: in each row two groups of runs, from the worse to the better.
+
+    Two groups of a network in a setting stand in a row if their recipes differ in at most ``most`` parameters and no
+    third one lies between them, with each of its parameters from one or the other. So what was left out of a recipe
+    is compared with that recipe, and not with everything else that was left out of it.
+    """
+    rows = []
+    for where, groups in settings.items():
+        recipes = {name: runs.recipe(group[0]) for name, group in groups.items()}
+        for a, b in itertools.combinations(sorted(groups, key=lambda name: _mean(groups[name])), 2):
+            changed = _changed(recipes[a], recipes[b])
+            between = any(
+                all(value in (recipes[a].get(key), recipes[b].get(key)) for key, value in recipes[c].items())
+                for c in set(groups) - {a, b}
+            )
+            if 0 < len(changed) <= most and "architecture" not in changed and not between:
+                rows.append(_step(where, groups[a], groups[b]))
+    nothing = f"No two groups of runs of one network in one setting differ in {most} parameters or fewer yet."
+    return _table(_STEP, sorted(rows)) if rows else nothing
+
+
+def flattery(settings: Settings) -> str:
+    """What choosing an epoch by a score adds to that score, as a Markdown table in percentage points; means over seeds.
+
+    The difference is the kept epoch's accuracy on the validation images, which chose it, less that on the test images,
+    which didn't. Its standard error is that of two samples of so many images. For the last column see ``luck``.
+    """
+    columns = ["network and tier", "setting", "validation, %", "test, %", "difference", "standard error", "by luck"]
+    rows, gains = [], []
+    for where, groups in settings.items():
+        for name, group in groups.items():
+            validation, test, images = _mean(group, "val"), _mean(group), group[0]["dataset"]
+            error = _error([(validation, images["validation"]), (test, images["test"])])
+            lucky = [luck(card["history"]["val_accuracy"], card["best_epoch"] - 1, images["test"]) for card in group]
+            gains.append((validation - test, np.mean(lucky)))
+            difference, lucky = (f"{gain:+.2f}" for gain in gains[-1])
+            rows.append([name, where, f"{validation:.2f}", f"{test:.2f}", difference, f"{error:.2f}", lucky])
+    if len(rows) > 1:
+        difference, lucky = (f"{gain:+.2f}" for gain in np.mean(gains, axis=0))
+        rows.append(["**mean of all rows**", "", "", "", difference, "", lucky])
+    return _table(columns, rows) if rows else NONE
+
+
+def luck(accuracies: list[float], kept: int, images: int, draws: int = 10_000) -> float:
+    """By how many percentage points the best score of all epochs exceeds, on average, the kept one's.
+
+    Args:
+        accuracies: of the epochs, 0 to 1, taken as their true ones. Each is counted on images of its own; counted on
+            the same images, epochs err together, and the best of them exceeds the others by less.
+        kept: the kept epoch, from 0.
+        images: how many are counted.
+    """
+    scores = np.random.default_rng(0).binomial(images, accuracies, (draws, len(accuracies))) / images
+    return float(100 * (scores.max(axis=1) - scores[:, kept]).mean())
+
+
+def hardware(card: dict) -> str:
+    """What a run was computed on: its accelerators, or else its processor and how many cores it had."""
+    machine = card["hardware"]
+    return ", ".join(machine["accelerators"]) or f"{machine['processor']}, {machine['cores']} cores"
+
+
+_STEP = ["network", "setting", "changed", "from, %", "to, %", "difference", "standard error", "seeds"]
+
+
+def _step(where, before, after):
+    """A row of ``_STEP``; its standard error is that of two samples of so many test images."""
+    old, new = runs.recipe(before[0]), runs.recipe(after[0])
+    changed = "; ".join(f"{name} {old.get(name)} → {new.get(name)}" for name in _changed(old, new))
+    error = _error([(_mean(group), group[0]["dataset"]["test"]) for group in (before, after)])
+    accuracies = [runs.mean_and_spread(_accuracies(group)) for group in (before, after)]
+    numbers = [*accuracies, f"{_mean(after) - _mean(before):+.2f}", f"{error:.2f}"]
+    return [before[0]["architecture"], where, changed, *numbers, f"{_seeds(before)}, {_seeds(after)}"]
+
+
+def _changed(old, new):
+    """The parameters in which two recipes differ; the pixels aren't one."""
+    return [name for name in old | new if name != "fingerprint" and old.get(name) != new.get(name)]
+
+
+def _accuracies(group, split="test"):
+    """In percent, one for each card."""
+    return [100 * card["metrics"][f"{split}_accuracy"] for card in group]
+
+
+def _mean(group, split="test"):
+    return float(np.mean(_accuracies(group, split)))
+
+
+def _error(counted):
+    """The standard error of a difference of two percentages, each given with the number of images behind it."""
+    return sum(percent * (100 - percent) / images for percent, images in counted) ** 0.5
+
+
+def _two_lines(where):
+    return where.replace(", ", "\n", 1)
+
+
+def _seeds(group):
+    return len({card["seed"] for card in group})
+
+
+def _table(columns, rows):
+    """Markdown; a column without a letter in it goes to the right."""
+    words = [any(letter.isalpha() for row in rows for letter in str(row[i])) for i in range(len(columns))]
+    lines = [columns, ["---" if column else "--:" for column in words], *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
