@@ -21,7 +21,7 @@ PAPERMILL = $(PY) -m papermill notebooks/$(NB).ipynb $(RUN)/$(NB).ipynb --cwd no
 	-p run_dir "$(abspath $(RUN))" -p seed $(SEED) $(if $(DATA),-p dataset "$(DATA_PATH)") \
 	$(if $(LIMIT),-p limit $(LIMIT)) $(if $(EPOCHS),-p epochs $(EPOCHS)) $(ARGS)
 
-.PHONY: help run full test lint lab refresh bite lock
+.PHONY: help run full test lab refresh bench bite lock
 help:  ## what there is
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
@@ -53,6 +53,9 @@ lab: .venv/ready  ## JupyterLab on the notebooks
 
 refresh: .venv/ready  ## run the notebooks and store their outputs: the only way the reference changes
 	$(PY) tests/refresh.py notebooks/*.ipynb
+
+bench: .venv/ready .venv-jax/ready  ## speed beside the published examples: make bench ARGS="compare time_to_accuracy growth"
+	$(PY) benchmarks/bench.py $(ARGS)
 
 bite: .venv/ready  ## plant bugs one by one and see that each is caught
 	$(PY) tests/bite.py

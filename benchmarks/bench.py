@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -40,14 +41,15 @@ class Process:
     def __init__(self, architecture, tier, backend="tensorflow", changes=None, **arguments):
         values = yaml.safe_load((TIERS / f"{architecture}-{tier}.yaml").read_text()) | {"seed": 0} | (changes or {})
         arguments |= {"architecture": architecture, "parameters": values}
-        environment = os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        environment = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(HERE.parent)}
         python = str(JAX) if backend == "jax" else sys.executable
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, it closes with this object
         self.process = subprocess.Popen(
             [python, HERE / "contender.py", json.dumps(arguments)],
-            env=environment,
+            env=os.environ | environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self.errors,
             text=True,
         )
 
@@ -57,7 +59,9 @@ class Process:
             self.process.stdin.flush()
             return json.loads(self.process.stdout.readline())
         except (OSError, ValueError):
-            raise RuntimeError(f"{task}: this contender ended: {self.process.args}") from None
+            self.process.wait()
+            self.errors.seek(0)
+            raise RuntimeError(f"{task}: this contender ended:\n{self.errors.read()[-2000:]}") from None
 
     def __enter__(self):
         return self
@@ -197,6 +201,16 @@ def report(found):
             share = f"{seconds / result['seconds']['original']:.2f}" if seconds else ""
             lines.append(f"| {name} | {f'{seconds:,.0f}' if seconds else 'not reached'} | {share} |")
     return "\n".join(lines).strip()
+
+
+def summary(found):
+    """The comparison in brief, as Markdown, for the README."""
+    lines = ["| training step | original, ms | baseline | tuned |", "|---|--:|--:|--:|"]
+    for architecture, result in found["compare"].items():
+        step = {name: row["train"]["median"] for name, row in result["contenders"].items()}
+        faster = [f"{step['original'] / step[name]:.2f} times as fast" for name in ("baseline", "tuned")]
+        lines.append(f"| {architecture} | {1000 * step['original']:,.0f} | {' | '.join(faster)} |")
+    return "\n".join(lines)
 
 
 def figure(found):

@@ -6,6 +6,7 @@ other end and takes turns between contenders, so that whatever else the machine 
 
 import collections
 import json
+import re
 import resource
 import sys
 import tempfile
@@ -128,7 +129,7 @@ class Contender:
         for plane in space.planes:
             for event in (event for line in plane.lines for event in line.events if plane.name == "/host:CPU"):
                 name, _, kind = plane.event_metadata[event.metadata_id].name.rpartition(":")
-                if name and not name.startswith(("Session", "Executor", "Thread")):
+                if name.split("/")[-1] and re.fullmatch("_?[A-Z]\\w+", kind) and kind != "Run":
                     spent[kind] += event.duration_ps / 1e9 / len(self._batches())
         return dict(spent.most_common(12))
 
