@@ -97,12 +97,14 @@ class Recipe(_Checked):
 
     ``weight_decay`` is decoupled as Keras' ``AdamW`` does it: each step takes ``learning_rate * weight_decay`` of every
     weight. That product at the peak learning rate stands in the run card as ``effective_weight_decay``.
-    The optimiser "muon" is Muon for the matrices inside the network, and AdamW at a fifth of the rate for the rest.
+    The optimiser "muon" is Muon for the matrices inside the network, and AdamW at ``adamw_ratio`` of the rate for the
+    rest.
     """
 
     epochs: int = Field(1, ge=1, description="passes over the training images")
     batch_size: int = Field(128, ge=1)
     optimizer: Literal["adamw", "muon"] = "adamw"
+    adamw_ratio: float = Field(0.2, gt=0, description="beside Muon: AdamW's rate, as a share of learning_rate")
     learning_rate: float = Field(1e-3, gt=0, description="peak of the schedule")
     schedule: Literal["constant", "one_cycle", "cosine", "plateau"] = "constant"
     warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up of the cosine schedule, in epochs")

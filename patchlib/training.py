@@ -119,8 +119,12 @@ def compile_model(model: keras.Model, recipe: Recipe, steps_per_epoch: int) -> N
         "ema_momentum": recipe.ema or 0.99,
     }
     if recipe.optimizer == "muon":  # whose update of a matrix has a root mean square of 0.2 times the rate
-        adamw = {"exclude_layers": ["head"], "adam_lr_ratio": 0.2, "adam_weight_decay": recipe.weight_decay}
-        optimizer = keras.optimizers.Muon(**adamw, **shared)
+        optimizer = keras.optimizers.Muon(
+            exclude_layers=["head"],
+            adam_lr_ratio=recipe.adamw_ratio,
+            adam_weight_decay=recipe.weight_decay,
+            **shared,
+        )
     else:
         optimizer = keras.optimizers.AdamW(**shared)
     if recipe.precision == "mixed_float16":  # its small gradients would become zero

@@ -127,9 +127,11 @@ def test_weight_decay_takes_learning_rate_times_decay_of_each_weight():
     np.testing.assert_allclose(after, before * (1 - 0.01 * 0.5), rtol=1e-5)
 
 
-def test_muon_moves_matrices_in_all_directions_alike_and_the_head_as_adamw_does():
+@pytest.mark.parametrize("ratio", [0.2, 1.0])
+def test_muon_moves_matrices_in_all_directions_alike_and_the_head_as_adamw_does(ratio):
     model, rate = small_model(), 0.01
-    training.compile_model(model, changed(optimizer="muon", learning_rate=rate, weight_decay=0.0), 1)
+    recipe = changed(optimizer="muon", adamw_ratio=ratio, learning_rate=rate, weight_decay=0.0)
+    training.compile_model(model, recipe, 1)
     before = [keras.ops.convert_to_numpy(w) for w in model.trainable_weights]
     rng = np.random.default_rng(0)
     gradients = [keras.ops.convert_to_tensor(rng.normal(size=w.shape).astype("float32")) for w in before]
@@ -139,7 +141,7 @@ def test_muon_moves_matrices_in_all_directions_alike_and_the_head_as_adamw_does(
     singular = np.linalg.svd(pointwise, compute_uv=False)
     assert len(singular) == 8 and 0.6 < singular.min() <= singular.max() < 1.3
     for path, step in moved.items():  # Adam's first step is the rate, against the gradient's sign
-        np.testing.assert_allclose(np.abs(step), rate / 5, rtol=1e-3, err_msg=path)
+        np.testing.assert_allclose(np.abs(step), rate * ratio, rtol=1e-3, err_msg=path)
 
 
 def test_label_smoothing_is_in_the_loss():
