@@ -59,7 +59,7 @@ class Process:
             self.process.stdin.flush()
             return json.loads(self.process.stdout.readline())
         except (OSError, ValueError):
-            self.process.wait()
+            self.process.kill()
             self.errors.seek(0)
             raise RuntimeError(f"{task}: this contender ended:\n{self.errors.read()[-2000:]}") from None
 
@@ -79,13 +79,20 @@ def spread(values):
 
 def take_turns(contenders, tasks, rounds):
     """{name: {task: spread}}, after one round of warming up that doesn't count."""
+    _ready(contenders)
     found = {name: {task: [] for task in tasks} for name in contenders}
     for i in range(rounds + 1):
         for name, process in contenders.items():
             for task in tasks:
-                value = process(task)
-                found[name][task] += [value] * (i > 0)
-    return {name: {task: spread(values) for task, values in tasks.items()} for name, tasks in found.items()}
+                if not (task == "feed" and name == "original"):  # part of its model, or of tf.data
+                    found[name][task] += [process(task)] * (i > 0)
+    return {name: {task: spread(v) for task, v in tasks.items() if v} for name, tasks in found.items()}
+
+
+def _ready(contenders):
+    """Wait until all have built their models, so that none does while another is timed."""
+    for process in contenders.values():
+        process("memory")
 
 
 def compare(architectures, rounds):
@@ -132,6 +139,7 @@ def time_to_accuracy(architecture="cct", dataset="cifar10", epochs=5, short=2):
         }
         contenders = {name: stack.enter_context(process) for name, process in start.items()}
         found = {name: [] for name in contenders}
+        _ready(contenders)
         for epoch in range(epochs):
             for name, process in contenders.items():
                 if name != "tuned" or epoch < short:
@@ -178,10 +186,11 @@ def report(found):
             reference = result["contenders"]["original"]["train"]["median"]
             for name, row in result["contenders"].items():
                 step, (low, high) = 1000 * row["train"]["median"], row["train"]["quartiles"]
+                feed = f"{row['feed']['median']:,.0f}" if "feed" in row else ""
                 lines.append(
                     f"| {architecture} | {name} | {step:,.0f} ({1000 * low:,.0f} to {1000 * high:,.0f}) "
                     f"| {reference / row['train']['median']:.2f} | {row['infer']['median']:,.0f} "
-                    f"| {row['feed']['median']:,.0f} | {row['memory'] / 1e6:,.0f} |"
+                    f"| {feed} | {row['memory'] / 1e6:,.0f} |"
                 )
         lines += ["", "| tuned tier | step, ms | arithmetic's floor, ms | memory's floor, ms | most time in |"]
         lines += ["|---|--:|--:|--:|---|"]
@@ -242,16 +251,18 @@ def main():
     }
     if unknown := set(asked.what) - set(measure):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(measure)}")
+    if asked.rounds < 1:
+        parser.error(f"--rounds: received {asked.rounds}, accepted: 1 or more")
     asked.out.mkdir(parents=True, exist_ok=True)
-    found = {"hardware": runs.hardware(), "versions": runs.versions()}
+    shared = {"hardware": runs.hardware(), "versions": runs.versions()}
     for what in asked.what:
-        found[what] = measure[what]()
-    name = "-".join(asked.what)
-    (asked.out / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
-    if "growth" in found:
-        figure(found["growth"]).savefig(asked.out / "growth.png", dpi=100)
-    (asked.out / f"{name}.md").write_text(report(found) + "\n")
-    print(report(found))
+        found = shared | {what: measure[what]()}
+        (asked.out / f"{what}.json").write_text(json.dumps(found, indent=1) + "\n")
+        if what == "growth":
+            figure(found["growth"]).savefig(asked.out / "growth.png", dpi=100)
+        else:
+            (asked.out / f"{what}.md").write_text(report(found) + "\n")
+            print(report(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def _seconds(work):
 
 
 if __name__ == "__main__":
-    contender, out = Contender(**json.loads(sys.argv[1])), sys.stdout
-    sys.stdout = sys.stderr  # whatever else is printed is no result
+    out, sys.stdout = sys.stdout, sys.stderr  # whatever else is printed is no result
+    contender = Contender(**json.loads(sys.argv[1]))
     for line in sys.stdin:
         print(json.dumps(getattr(contender, line.strip())()), file=out, flush=True)

@@ -28,7 +28,7 @@ __all__ = [
     "train",
     "training",
 ]
-if os.path.basename(sys.argv[0] or "") not in ("-m", "__main__.py", "patchlib"):
+if sys.orig_argv[1:3] != ["-m", "patchlib"] and os.path.basename(sys.argv[0]) != "patchlib":
     from patchlib import augment, checks, data, layers, models, parameters, reference, runs, training
     from patchlib.data import load_data
     from patchlib.runs import train

@@ -127,7 +127,8 @@ def random_erasing(images: np.ndarray, rng: np.random.Generator, probability: fl
     """Fill a random rectangle of an image with random pixels, with the given probability for each image.
 
     Source: Zhong et al., "Random Erasing Data Augmentation" (2020), algorithm 1, with its share of the area, 0.02 to
-    0.4, and aspect ratio, 0.3 to 3.3. A rectangle longer than the image is cut to it, where the paper draws again.
+    0.4, and aspect ratio, 0.3 to 3.3, here drawn evenly by its logarithm. A rectangle longer than the image is cut to
+    it, where the paper draws again.
 
     Args:
         images: uint8 (N, H, W, C).

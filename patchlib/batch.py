@@ -113,10 +113,13 @@ def _settings(words):
         if name in _REFUSED:
             raise UsageError(f"--set {name}: not accepted, {_REFUSED[name]}.")
         try:
-            value = yaml.safe_load(text)
-            settings[name] = float(value) if isinstance(value, str) else value
-        except (ValueError, yaml.YAMLError):
+            settings[name] = value = yaml.safe_load(text)
+            if isinstance(value, str):
+                settings[name] = float(value)
+        except yaml.YAMLError:
             settings[name] = text
+        except ValueError:  # a word it is
+            pass
     return settings
 
 
@@ -132,10 +135,12 @@ def _parameters_cell(notebook):
     """What stands in a notebook's parameters cell: the smoke tier."""
     try:
         cells = json.loads(notebook.read_text())["cells"]
+        (cell,) = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+        statements = ast.parse("".join(cell["source"])).body
     except FileNotFoundError:
         raise UsageError(f"there is no {notebook}: name the folder of the notebooks with --notebooks.") from None
-    (cell,) = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
-    statements = ast.parse("".join(cell["source"])).body
+    except (ValueError, KeyError, SyntaxError) as error:
+        raise UsageError(f"{notebook} isn't a notebook with one parameters cell ({_one_line(error)}).") from None
     return {s.target.id: ast.literal_eval(s.value) for s in statements if isinstance(s, ast.AnnAssign)}
 
 
@@ -175,6 +180,14 @@ def _finished(folder, architecture):
     return executed and (folder / CARD).exists()
 
 
+def _same(folder, values):
+    """Whether the folder has a run card with these parameters."""
+    try:
+        return json.loads((folder / CARD).read_text())["parameters"] == values
+    except (OSError, ValueError, KeyError):
+        return False
+
+
 def execute(source: str, architecture: str, values: dict, name: str, place: tuple[str, str] | None) -> dict:
     """Execute one run's notebook: what a worker does.
 
@@ -208,9 +221,11 @@ def execute(source: str, architecture: str, values: dict, name: str, place: tupl
     os.environ["PATCHLIB_KEEP_CHECKPOINT"] = "1"  # for the kernel, which inherits it
     error = ""
     with filelock.FileLock(folder / ".batch.lock"):  # another batch may be at this run
-        if not _finished(folder, architecture):
-            with filelock.FileLock(folder / ".lock"):  # a kernel outlives its killed worker by a second
-                (folder / CARD).unlink(missing_ok=True)  # the checkpoint is still there, and makes the same again
+        with filelock.FileLock(folder / ".lock"):  # a kernel outlives its killed worker by a second
+            finished = _finished(folder, architecture)
+            if not finished and _same(folder, values):
+                (folder / CARD).unlink()  # the checkpoint is still there, and makes the same again
+        if not finished:
             unfinished.write_text(source)
             try:
                 papermill.execute_notebook(
@@ -228,6 +243,8 @@ def execute(source: str, architecture: str, values: dict, name: str, place: tupl
             for checkpoint in folder.glob("checkpoint-*"):
                 shutil.rmtree(checkpoint)
     left = [] if place else [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    if error:  # a card without a checkpoint beside it means a finished run
+        left = [path for path in left if path.name != CARD]
     files = {path.name: path.read_bytes() for path in sorted(left, key=lambda path: path.name == CARD)}
     return {"error": error, "files": files, "folder": str(folder), "worker": worker.address}
 
@@ -237,10 +254,12 @@ def _one_line(text):
 
 
 def judge(run: Run, status: str) -> Outcome:
-    """A run's outcome by its card, which must hold the wanted parameters."""
+    """A run's outcome by its card, which must hold the wanted parameters; those that it's too old for, as defaults."""
     try:
         card = json.loads((run.folder / CARD).read_text())
-        wanted, there = run.parameters.model_dump(exclude={"run_dir"}), card["parameters"]
+        wanted = run.parameters.model_dump(exclude={"run_dir"})
+        fields = type(run.parameters).model_fields
+        there = {name: field.default for name, field in fields.items() if name in wanted} | card["parameters"]
         for name in sorted(wanted.keys() | there.keys()):
             if wanted.get(name) != there.get(name):
                 found = f"{name} is {there.get(name)!r} there and {wanted.get(name)!r} here"
@@ -276,7 +295,8 @@ def run_all(runs: list[Run], workers: int = 1, scheduler: str | None = None) -> 
         client = _connect(scheduler, min(workers, len(todo)), stack)
         futures, ended = _submit(client, todo, local=scheduler is None)
         before, start = done(), time.perf_counter()
-        print(f"{len(outcomes)} of {len(runs)} finished before", file=sys.stderr)
+        skipped = sum(outcome.status == "skipped" for outcome in outcomes.values())
+        print(f"{skipped} of {len(runs)} finished before", file=sys.stderr)
         bar = tqdm(initial=round(before, 2), total=len(runs), unit="run", smoothing=0, disable=not sys.stderr.isatty())
         stack.enter_context(bar)
         try:

@@ -97,8 +97,7 @@ class Recipe(_Checked):
 
     ``weight_decay`` is decoupled as Keras' ``AdamW`` does it: each step takes ``learning_rate * weight_decay`` of every
     weight. That product at the peak learning rate stands in the run card as ``effective_weight_decay``.
-    The optimiser "muon" is Muon for the matrices inside the network, and AdamW at ``adamw_ratio`` of the rate for the
-    rest.
+    The optimiser "muon" is Muon for the blocks' matrices, and AdamW at ``adamw_ratio`` of the rate for the rest.
     """
 
     epochs: int = Field(1, ge=1, description="passes over the training images")

@@ -130,11 +130,9 @@ def _card(model, data, recipe, identity, progress, started):
     history = progress.history
     steady = history["seconds"][1:] or history["seconds"]  # the first epoch compiles
     trainable = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
-    counts = {
-        "parameters": model.count_params(),
-        "trainable_parameters": trainable,
-        "multiply_adds": sum(models.cost(model)["multiply_adds"].values()),
-    }
+    counts = {"parameters": model.count_params(), "trainable_parameters": trainable}
+    if model.name in ARCHITECTURES:  # of other layers nobody knows their number
+        counts["multiply_adds"] = sum(models.cost(model)["multiply_adds"].values())
     return {
         "schema": SCHEMA,
         "architecture": identity["architecture"],

@@ -120,7 +120,7 @@ def compile_model(model: keras.Model, recipe: Recipe, steps_per_epoch: int) -> N
     }
     if recipe.optimizer == "muon":  # whose update of a matrix has a root mean square of 0.2 times the rate
         optimizer = keras.optimizers.Muon(
-            exclude_layers=["head"],
+            exclude_layers=["^head/", "^pool/", "^position/"],
             adam_lr_ratio=recipe.adamw_ratio,
             adam_weight_decay=recipe.weight_decay,
             **shared,

@@ -85,8 +85,8 @@ BUGS = {
     ),
     "gelu's gradient is its value": (
         "layers/kernels.py",
-        "_gelu_gradient(x, dy)",
-        "dy * _gelu_forward(x)",
+        "lambda dy: _gelu_gradient(x, dy)",
+        "lambda dy: dy * _gelu_forward(x)",
         "convmixer",
     ),
     "depthwise gradient of a shifted image": (
@@ -106,6 +106,12 @@ BUGS = {
         "share[:, None] * targets + (1 - share[:, None]) * targets[partner]",
         "targets",
         "convmixer",
+    ),
+    "query, key and value start alike": (
+        "layers/attention.py",
+        "return keras.initializers.RandomUniform(-limit, limit)",
+        "return keras.initializers.RandomUniform(-limit, limit, seed=0)",
+        "cct",
     ),
     "muon is adamw": ("training.py", 'recipe.optimizer == "muon"', 'recipe.optimizer == "nuom"', "convmixer"),
     "one crop for the whole batch": (

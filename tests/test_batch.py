@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import filelock
 import pytest
 
 pytest.importorskip("distributed", reason="it comes with the notebooks' extra")
@@ -170,13 +171,31 @@ def test_a_cluster_without_a_shared_disk_one_of_whose_workers_is_killed(stub):
         wait_for(lambda: log(stub, 0), process)
         os.kill(log(stub, 0)[0][2], signal.SIGKILL)
         code, output, errors = end(process)
+        again = end(start("--seeds", "4", "--scheduler", address))
     assert (code, output.splitlines()[-1]) == (1, "3 finished, 1 failed"), output + errors
+    assert (again[0], again[1].splitlines()[-1]) == (1, "3 finished (3 before), 1 failed"), again
     assert [epoch for epoch, *_ in log(stub, 0)] == [1, 1, 2, 3]  # the other worker has no checkpoint
     for seed in (0, 1, 3):
         assert names(stub / "out" / f"convmixer-smoke-seed{seed}") == WHOLE
     assert "convmixer.unfinished.ipynb" in names(stub / "out" / "convmixer-smoke-seed2")
     kept = sorted(path.name[:21] for path in stub.glob("?/dask-scratch-space/patchlib/*"))
     assert [name for name in kept if name != "convmixer-smoke-seed0"] == ["convmixer-smoke-seed2"]
+
+
+def test_a_run_that_somebody_else_is_at_is_waited_for_and_kept(stub):
+    (run,) = planned("convmixer", "--out", "out").values()
+    (run.folder / "checkpoint-00001").mkdir(parents=True)
+    with filelock.FileLock(run.folder / ".lock"):
+        process = start()
+        wait_for((run.folder / ".batch.lock").exists, process)
+        time.sleep(1)
+        results = {"metrics": {"test_accuracy": 0.5}, "time": {"seconds": 7}}
+        card = json.dumps(results | {"parameters": run.parameters.model_dump(exclude={"run_dir"})})
+        (run.folder / "run.json").write_text(card)
+        (run.folder / "checkpoint-00001").rmdir()
+    code, output, errors = end(process)
+    assert (code, output.splitlines()[-1], log(stub, 0)) == (0, "1 finished", []), output + errors
+    assert (run.folder / "run.json").read_text() == card
 
 
 def test_a_real_notebook(tmp_path):
@@ -209,6 +228,7 @@ def test_a_real_notebook(tmp_path):
         ("cct --set dataset=cifr10", ["'cifr10'", "'cifar10'", "digits", "there is no"]),
         ("cct --set dataset=photos/ --scheduler tcp://127.0.0.1:1", ["'photos/'", "absolute path"]),
         ("cct --seeds 0", ["--seeds 0", "--seed 0"]),
+        ('cct --set dataset="cifr10"', ["'cifr10'", "'cifar10'"]),
         ("cct --notebooks nowhere", ["nowhere/cct.ipynb", "--notebooks"]),
     ],
 )
@@ -261,6 +281,17 @@ def test_a_folder_with_other_parameters_is_no_finished_run(tmp_path, monkeypatch
     (run.folder / "run.json").write_text(json.dumps({"parameters": there}))
     assert batch.main(["run", "cct"]) == 1
     assert "failed    " in (output := capsys.readouterr().out) and "dim is 7 there and 48 here" in output
+
+
+def test_a_finished_run_is_older_than_a_parameter(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (run,) = planned("cct").values()
+    run.folder.mkdir(parents=True)
+    there = run.parameters.model_dump(exclude={"run_dir", "cutmix"})
+    card = {"parameters": there, "metrics": {"test_accuracy": 0.5}, "time": {"seconds": 7}}
+    (run.folder / "run.json").write_text(json.dumps(card))
+    assert batch.main(["run", "cct"]) == 0
+    assert "1 finished (1 before)" in capsys.readouterr().out
 
 
 def test_the_command_needs_neither_keras_nor_papermill_to_say_what_is_finished():

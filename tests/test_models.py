@@ -1,3 +1,4 @@
+import itertools
 import os
 import subprocess
 import sys
@@ -32,6 +33,17 @@ GMLP_16 = IMAGENET | {
     "final_norm": True,
 }
 VIT_16 = IMAGENET | {"patch_size": 16, "depth": 12}
+
+
+@pytest.mark.parametrize(
+    "build", [models.convmixer, models.cct, models.mlp_mixer, models.fnet, models.gmlp, models.vit]
+)
+def test_no_two_weights_start_alike(build):
+    """Keras' initialisers repeat themselves if layers share one."""
+    values = [keras.ops.convert_to_numpy(w).ravel() for w in build(depth=2).trainable_weights]
+    drawn = [value for value in values if value.std()]
+    for a, b in itertools.combinations(drawn, 2):
+        assert a.size != b.size or not np.array_equal(a, b)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,10 @@ from patchlib.layers.regularization import StochasticDepth
 
 
 @keras.saving.register_keras_serializable("patchlib")
+def _uniform(limit):
+    return keras.initializers.RandomUniform(-limit, limit)
+
+
 class SelfAttention(Block):
     """Multi-head self-attention (Vaswani et al., "Attention Is All You Need", 2017, section 3.2).
 
@@ -39,16 +43,15 @@ class SelfAttention(Block):
     def build(self, input_shape):
         part, dim = {"dtype": self.dtype_policy}, input_shape[-1]
         # Small at the start, as in Keras' MultiHeadAttention, which counts a kernel's axes like a convolution's.
+        # (An initialiser repeats itself, so that each kernel needs its own.)
         limit = math.sqrt(6 / (dim * (self.heads + self.key_dim)))
-        small = keras.initializers.RandomUniform(-limit, limit)
         self.query, self.key, self.value = (
-            keras.layers.Dense(self.heads * self.key_dim, None, self.qkv_bias, small, name=name, **part)
+            keras.layers.Dense(self.heads * self.key_dim, None, self.qkv_bias, _uniform(limit), name=name, **part)
             for name in ("query", "key", "value")
         )
         self.drop = keras.layers.Dropout(self.dropout, name="drop", **part)
         limit = math.sqrt(6 / (self.heads * (self.key_dim + dim)))
-        small = keras.initializers.RandomUniform(-limit, limit)
-        self.output_projection = keras.layers.Dense(dim, kernel_initializer=small, name="output", **part)
+        self.output_projection = keras.layers.Dense(dim, kernel_initializer=_uniform(limit), name="output", **part)
         for projection in (self.query, self.key, self.value):
             projection.build(input_shape)
         self.output_projection.build((*input_shape[:-1], self.heads * self.key_dim))

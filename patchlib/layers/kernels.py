@@ -61,7 +61,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """Keras' layer over the last axis of (N, H, W, C), computed by TensorFlow's fused operation while it trains."""
 
     def call(self, x, training=None):
-        if not training or not self.trainable or _special() != "tensorflow":
+        if not training or not self.trainable or _special() != "tensorflow" or x.dtype == tf.float64:
             return super().call(x, training=training)
         y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=x, scale=self.gamma, offset=self.beta, mean=[], variance=[], epsilon=self.epsilon, is_training=True
