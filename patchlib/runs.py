@@ -230,7 +230,7 @@ def groups(cards: list[dict]) -> dict[tuple[str, str, str], list[dict]]:
         usual = {name: Counter(other.get(name) for other in recipes).most_common(1)[0][0] for name in names}
         for own, group in zip(recipes, ways.values(), strict=True):
             special = [f"{name} {own.get(name)}" for name in names if own.get(name) != usual[name]]
-            named[architecture, ", ".join([tier, *special]), where] = group
+            named.setdefault((architecture, ", ".join([tier, *special]), where), []).extend(group)  # 1 and 1.0 are one
     return dict(sorted(named.items()))
 
 
