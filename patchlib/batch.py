@@ -69,12 +69,12 @@ class Outcome:
 
 
 def plan(asked: argparse.Namespace) -> list[Run]:
-    """All runs that the command line asks for, their parameters checked.
+    """All runs that the command line asks for, their parameters checked; every notebook and tier before a second seed.
 
     Raises:
         UsageError: a notebook, a tier, a parameter or a data set is unknown or not accepted.
     """
-    settings, runs = _settings(asked.settings), []
+    settings, seeds, runs = _settings(asked.settings), list(_seeds(asked)), []
     for architecture in dict.fromkeys(asked.notebooks or ARCHITECTURES):
         _refuse_unknown("notebook", architecture, ARCHITECTURES)
         notebook = asked.folder.absolute() / f"{architecture}.ipynb"
@@ -83,7 +83,7 @@ def plan(asked: argparse.Namespace) -> list[Run]:
             values = smoke | _tier(asked.folder / "tiers", architecture, tier) | settings
             if isinstance(values.get("dataset"), str):
                 values["dataset"] = _dataset(values["dataset"], local=asked.scheduler is None)
-            for seed in _seeds(asked):
+            for seed in seeds:
                 try:
                     parameters = ARCHITECTURES[architecture](**values | {"seed": seed, "run_dir": ""})
                 except ParameterError as error:
@@ -91,7 +91,7 @@ def plan(asked: argparse.Namespace) -> list[Run]:
                 changed = [f"{name}={_readable(getattr(parameters, name))}" for name in sorted(settings)]
                 name = "-".join([architecture, tier, *changed, f"seed{seed}"])
                 runs.append(Run(notebook, parameters, asked.out.absolute() / name))
-    return runs
+    return sorted(runs, key=lambda run: seeds.index(run.parameters.seed))
 
 
 def _refuse_unknown(kind, name, known):

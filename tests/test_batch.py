@@ -256,7 +256,7 @@ def test_what_is_planned(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert list(planned("--seeds", "1")) == [f"{name}-smoke-seed0" for name in batch.ARCHITECTURES]
     assert list(planned("cct", "--tier", "smoke", "baseline", "--seeds", "4", "7")) == [
-        *("cct-smoke-seed4", "cct-smoke-seed7", "cct-baseline-seed4", "cct-baseline-seed7")
+        *("cct-smoke-seed4", "cct-baseline-seed4", "cct-smoke-seed7", "cct-baseline-seed7")
     ]
     (run,) = planned("cct", "--tier", "baseline", "--set", "learning_rate=1e-3", "--set", "epochs=5").values()
     assert run.folder == tmp_path / "runs" / "cct-baseline-epochs=5-learning_rate=0.001-seed0"
