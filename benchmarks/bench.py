@@ -212,16 +212,6 @@ def report(found):
     return "\n".join(lines).strip()
 
 
-def summary(found):
-    """The comparison in brief, as Markdown, for the README."""
-    lines = ["| training step | original, ms | baseline | tuned |", "|---|--:|--:|--:|"]
-    for architecture, result in found["compare"].items():
-        step = {name: row["train"]["median"] for name, row in result["contenders"].items()}
-        faster = [f"{step['original'] / step[name]:.2f} times as fast" for name in ("baseline", "tuned")]
-        lines.append(f"| {architecture} | {1000 * step['original']:,.0f} | {' | '.join(faster)} |")
-    return "\n".join(lines)
-
-
 def figure(found):
     """Step time and memory over what grows."""
     figure, axes = plt.subplots(2, len(found), figsize=(3.4 * len(found), 6), layout="constrained")
