@@ -28,7 +28,8 @@ __all__ = [
     "train",
     "training",
 ]
-if sys.orig_argv[1:3] != ["-m", "patchlib"] and os.path.basename(sys.argv[0]) != "patchlib":
+_COMMANDS = "patchlib", os.path.join(os.path.dirname(__file__), "__main__.py")  # the second in its worker processes
+if sys.orig_argv[1:3] != ["-m", "patchlib"] and not {sys.argv[0], os.path.basename(sys.argv[0])} & {*_COMMANDS}:
     from patchlib import augment, checks, data, layers, models, parameters, reference, runs, training
     from patchlib.data import load_data
     from patchlib.runs import train

@@ -11,11 +11,11 @@ from patchlib.layers.mlp import MLP
 from patchlib.layers.regularization import StochasticDepth
 
 
-@keras.saving.register_keras_serializable("patchlib")
 def _uniform(limit):
     return keras.initializers.RandomUniform(-limit, limit)
 
 
+@keras.saving.register_keras_serializable("patchlib")
 class SelfAttention(Block):
     """Multi-head self-attention (Vaswani et al., "Attention Is All You Need", 2017, section 3.2).
 
