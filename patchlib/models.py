@@ -22,6 +22,7 @@ import keras
 import numpy as np
 
 from patchlib import layers
+from patchlib.layers import kernels
 from patchlib.layers.base import positive
 
 
@@ -131,7 +132,7 @@ def cct(
             name=f"block_{i}",
             dtype=dtype,
         )(x)
-    x = keras.layers.LayerNormalization(epsilon=epsilon, name="norm", dtype=dtype)(x)
+    x = kernels.LayerNormalization(epsilon=epsilon, name="norm", dtype=dtype)(x)
     x = layers.SequencePooling(name="pool", dtype=dtype)(x)
     return _model(images, x, num_classes, 0.0, name)
 
@@ -326,7 +327,7 @@ def vit(
     if pool == "mean":
         x = _mean_pool(x, True, epsilon, dtype)
     else:
-        x = keras.layers.LayerNormalization(epsilon=epsilon, name="norm", dtype=dtype)(x)
+        x = kernels.LayerNormalization(epsilon=epsilon, name="norm", dtype=dtype)(x)
         x = layers.TokenPooling(name="pool", dtype=dtype)(x)
     return _model(images, x, num_classes, 0.0, name, keras.initializers.TruncatedNormal(stddev=0.02))
 
@@ -412,7 +413,7 @@ def _images(input_shape, mean, std, resize, depth, dtype):
 def _mean_pool(x, norm, epsilon, dtype):
     """The mean over places, after a LayerNorm if wanted."""
     if norm:
-        x = keras.layers.LayerNormalization(epsilon=epsilon, name="norm", dtype=dtype)(x)
+        x = kernels.LayerNormalization(epsilon=epsilon, name="norm", dtype=dtype)(x)
     return keras.layers.GlobalAveragePooling1D(name="pool", dtype=dtype)(x)
 
 

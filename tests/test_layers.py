@@ -238,10 +238,37 @@ def test_depthwise_convolution_has_keras_values_and_gradients(monkeypatch, size)
 
 
 def test_gelu_has_keras_values_and_gradient(monkeypatch):
-    x = np.linspace(-6, 6, 101, dtype="float32")
+    x = np.concatenate([np.linspace(-6, 6, 101), [-1e-3, 9e-4, 1e-3, 1e-30]]).astype("float32")
     for fast, plain in with_and_without_kernels(monkeypatch, kernels.gelu, x):
         np.testing.assert_allclose(fast, plain, atol=1e-6)
     np.testing.assert_allclose(array(kernels.gelu(x)), reference.gelu(x.astype("float64")), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6), (3, 5, 7), (2, 1, 2), (1, 2, 1)])
+def test_fourier_has_keras_values_and_gradient(monkeypatch, shape):
+    x = np.random.default_rng(0).normal(size=shape).astype("float32")
+    for fast, plain in with_and_without_kernels(monkeypatch, kernels.fourier, x):
+        np.testing.assert_allclose(fast, plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("places", [(), (4,), (2, 3)])
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [(kernels.Dense, {"units": 5}), (kernels.Dense, {"units": 5, "use_bias": False}), (kernels.LayerNormalization, {})],
+)
+def test_dense_and_layer_norm_have_keras_values_and_gradients(monkeypatch, kind, arguments, places):
+    rng, layer = np.random.default_rng(0), kind(**arguments)
+    layer.build((None, *places, 6))
+    weights = [rng.normal(size=w.shape).astype("float32") for w in layer.weights]
+    x = rng.normal(1, 2, (2, *places, 6)).astype("float32")
+
+    def call(x, *weights):
+        trainable = layer.trainable_variables
+        with keras.StatelessScope(zip(trainable, map(keras.ops.convert_to_tensor, weights), strict=True)):
+            return layer(x)
+
+    for fast, plain in with_and_without_kernels(monkeypatch, call, x, *weights):
+        np.testing.assert_allclose(fast, plain, atol=2e-5)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="elsewhere it's Keras' own")

@@ -46,12 +46,12 @@ class SelfAttention(Block):
         # (An initialiser repeats itself, so that each kernel needs its own.)
         limit = math.sqrt(6 / (dim * (self.heads + self.key_dim)))
         self.query, self.key, self.value = (
-            keras.layers.Dense(self.heads * self.key_dim, None, self.qkv_bias, _uniform(limit), name=name, **part)
+            kernels.Dense(self.heads * self.key_dim, None, self.qkv_bias, _uniform(limit), name=name, **part)
             for name in ("query", "key", "value")
         )
         self.drop = keras.layers.Dropout(self.dropout, name="drop", **part)
         limit = math.sqrt(6 / (self.heads * (self.key_dim + dim)))
-        self.output_projection = keras.layers.Dense(dim, kernel_initializer=_uniform(limit), name="output", **part)
+        self.output_projection = kernels.Dense(dim, kernel_initializer=_uniform(limit), name="output", **part)
         for projection in (self.query, self.key, self.value):
             projection.build(input_shape)
         self.output_projection.build((*input_shape[:-1], self.heads * self.key_dim))
@@ -134,9 +134,9 @@ class TransformerBlock(Block):
         self.skip = skip
         self.epsilon = epsilon
         part = {"dtype": self.dtype_policy}
-        self.attention_norm = keras.layers.LayerNormalization(epsilon=epsilon, name="attention_norm", **part)
+        self.attention_norm = kernels.LayerNormalization(epsilon=epsilon, name="attention_norm", **part)
         self.attention = SelfAttention(heads, key_dim, attention_dropout, qkv_bias, name="attention", **part)
-        self.mlp_norm = keras.layers.LayerNormalization(epsilon=epsilon, name="mlp_norm", **part)
+        self.mlp_norm = kernels.LayerNormalization(epsilon=epsilon, name="mlp_norm", **part)
         self.mlp = MLP(mlp_dim, self.activation, dropout, dropout, activate_output, name="mlp", **part)
         self.attention_drop = StochasticDepth(stochastic_depth, name="attention_drop", **part)
         self.mlp_drop = StochasticDepth(stochastic_depth, name="mlp_drop", **part)

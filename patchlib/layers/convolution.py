@@ -87,7 +87,7 @@ class ConvMixerBlock(Block):
         norm = {"momentum": momentum, "epsilon": epsilon, **part}
         self.depthwise = kernels.DepthwiseConv2D(kernel_size, padding="same", name="depthwise", **part)
         self.depthwise_norm = kernels.BatchNormalization(name="depthwise_norm", **norm)
-        self.pointwise = keras.layers.Dense(dim, name="pointwise", **part)
+        self.pointwise = kernels.Dense(dim, name="pointwise", **part)
         self.pointwise_norm = kernels.BatchNormalization(name="pointwise_norm", **norm)
 
     def build(self, input_shape):

@@ -20,9 +20,7 @@ class FourierMixing(Block):
     """
 
     def call(self, x):
-        real = ops.cast(x, "float32")
-        mixed, _ = ops.fft2((real, ops.zeros_like(real)))
-        return ops.cast(mixed, self.compute_dtype)
+        return ops.cast(kernels.fourier(ops.cast(x, "float32")), self.compute_dtype)
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -59,9 +57,9 @@ class FNetBlock(Block):
         self.epsilon = epsilon
         part = {"dtype": self.dtype_policy}
         self.fourier = FourierMixing(name="fourier", **part)
-        self.fourier_norm = keras.layers.LayerNormalization(epsilon=epsilon, name="fourier_norm", **part)
+        self.fourier_norm = kernels.LayerNormalization(epsilon=epsilon, name="fourier_norm", **part)
         self.mlp = MLP(hidden_dim, self.activation, dropout, name="mlp", **part)
-        self.mlp_norm = keras.layers.LayerNormalization(epsilon=epsilon, name="mlp_norm", **part)
+        self.mlp_norm = kernels.LayerNormalization(epsilon=epsilon, name="mlp_norm", **part)
 
     def build(self, input_shape):
         for part in (self.fourier_norm, self.mlp, self.mlp_norm):

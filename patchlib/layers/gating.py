@@ -27,7 +27,7 @@ class SpatialGatingUnit(Block):
         self.gate_stddev = gate_stddev
         self.epsilon = epsilon
         part = {"dtype": self.dtype_policy}
-        self.norm = keras.layers.LayerNormalization(epsilon=epsilon, name="norm", **part)
+        self.norm = kernels.LayerNormalization(epsilon=epsilon, name="norm", **part)
 
     def build(self, input_shape):
         count, places, channels = input_shape
@@ -44,8 +44,8 @@ class SpatialGatingUnit(Block):
 
     def call(self, x):
         kept, gating = ops.split(x, 2, axis=-1)
-        columns = ops.transpose(self.norm(gating), (0, 2, 1))
-        return kept * ops.transpose(self.gate(columns), (0, 2, 1))
+        kernel, bias = (ops.cast(weight, self.compute_dtype) for weight in (self.gate.kernel, self.gate.bias))
+        return kept * (ops.transpose(kernel) @ self.norm(gating) + bias[:, None])
 
     def compute_output_shape(self, input_shape):
         return *input_shape[:2], input_shape[2] // 2
@@ -100,8 +100,8 @@ class GMLPBlock(Block):
         self.gate_epsilon = gate_epsilon
         self.epsilon = epsilon
         part = {"dtype": self.dtype_policy}
-        self.norm = keras.layers.LayerNormalization(epsilon=epsilon, name="norm", **part)
-        self.expand = keras.layers.Dense(hidden_dim, name="expand", **part)
+        self.norm = kernels.LayerNormalization(epsilon=epsilon, name="norm", **part)
+        self.expand = kernels.Dense(hidden_dim, name="expand", **part)
         self.drop = keras.layers.Dropout(dropout, name="drop", **part)
         self.spatial = SpatialGatingUnit(gate_stddev, gate_epsilon, name="spatial", **part)
 
@@ -110,7 +110,7 @@ class GMLPBlock(Block):
         self.norm.build(input_shape)
         self.expand.build(input_shape)
         self.spatial.build((count, places, self.hidden_dim))
-        self.project = keras.layers.Dense(dim, name="project", dtype=self.dtype_policy)
+        self.project = kernels.Dense(dim, name="project", dtype=self.dtype_policy)
         self.project.build((count, places, self.hidden_dim // 2))
 
     def call(self, x, training=None):

@@ -38,10 +38,10 @@ class MLP(Block):
 
     def build(self, input_shape):
         part = {"dtype": self.dtype_policy}
-        self.expand = keras.layers.Dense(self.hidden_dim, name="expand", **part)
+        self.expand = kernels.Dense(self.hidden_dim, name="expand", **part)
         self.expand.build(input_shape)
         self.drop = keras.layers.Dropout(self.dropout, name="drop", **part)
-        self.project = keras.layers.Dense(input_shape[-1], name="project", **part)
+        self.project = kernels.Dense(input_shape[-1], name="project", **part)
         self.project.build((*input_shape[:-1], self.hidden_dim))
         self.output_drop = keras.layers.Dropout(self.output_dropout, name="output_drop", **part)
 
@@ -93,11 +93,11 @@ class MixerBlock(Block):
         self.epsilon = epsilon
         part = {"dtype": self.dtype_policy}
         mlp = {"activation": self.activation, "output_dropout": dropout, **part}
-        self.tokens_norm = keras.layers.LayerNormalization(epsilon=epsilon, name="tokens_norm", **part)
+        self.tokens_norm = kernels.LayerNormalization(epsilon=epsilon, name="tokens_norm", **part)
         self.tokens = MLP(tokens_dim, name="tokens", **mlp)
         self.channels_norm = self.tokens_norm
         if not shared_norm:
-            self.channels_norm = keras.layers.LayerNormalization(epsilon=epsilon, name="channels_norm", **part)
+            self.channels_norm = kernels.LayerNormalization(epsilon=epsilon, name="channels_norm", **part)
         self.channels = MLP(channels_dim, name="channels", **mlp)
 
     def build(self, input_shape):
