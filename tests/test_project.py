@@ -1,6 +1,7 @@
 """What holds of the project as a whole: its files agree with each other."""
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -82,6 +83,14 @@ def test_import_takes_less_than_a_second_beyond_keras():
 def test_the_readmes_table_is_made_from_the_cards():
     rows = runs.table(runs.load_cards(ROOT / "results")).splitlines()
     assert "\n".join(rows) in (ROOT / "README.md").read_text()
+
+
+def test_the_readmes_speeds_are_the_benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import bench
+
+    measured = json.loads((ROOT / "benchmarks" / "results" / "compare.json").read_text())
+    assert bench.summary(measured["compare"]) in (ROOT / "README.md").read_text()
 
 
 def test_every_bug_of_make_bite_still_has_its_place():

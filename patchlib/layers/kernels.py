@@ -199,16 +199,7 @@ if _BACKEND == "tensorflow":
 
 
 if _BACKEND == "jax":
-
-    @jax.custom_vjp
-    def _gelu(x):
-        return _gelu_forward(x)
-
-    def _gelu_saving(x):
-        y = _gelu_forward(x)
-        return y, (x, y)
-
-    _gelu.defvjp(_gelu_saving, lambda saved, dy: (_gelu_gradient(*saved, dy),))
+    _gelu = _gelu_forward  # its gradient is found by JAX
 
     def _shifted(x, size):
         """Images (..., H, W, C), or their gradients, as each of a kernel's size * size places sees them."""
