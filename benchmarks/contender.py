@@ -87,10 +87,16 @@ class Contender:
         return times
 
     def infer(self) -> float:
-        """Images a second by ``predict``."""
-        start = time.perf_counter()
-        self.model.predict(self.data.train.images, batch_size=128, verbose=0)
-        return len(self.data.train) / (time.perf_counter() - start)
+        """Images a second by ``predict``, but for the first batch."""
+        ends = []
+
+        def tick(step, logs):
+            np.asarray(logs["outputs"])  # waits for them
+            ends.append(time.perf_counter())
+
+        callback = keras.callbacks.LambdaCallback(on_predict_batch_end=tick)
+        self.model.predict(self.data.train.images, batch_size=128, verbose=0, callbacks=[callback])
+        return 128 * (len(ends) - 1) / (ends[-1] - ends[0])
 
     def feed(self) -> float:
         """Images a second that the input pipeline alone delivers, on one core."""

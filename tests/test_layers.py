@@ -271,6 +271,14 @@ def test_dense_and_layer_norm_have_keras_values_and_gradients(monkeypatch, kind,
         np.testing.assert_allclose(fast, plain, atol=2e-5)
 
 
+@pytest.mark.parametrize("layer", [layers.MLP(8), layers.FNetBlock(8)])
+def test_some_layers_take_any_number_of_places(layer):
+    model = keras.Sequential([keras.Input((None, 4)), layer])
+    assert model.output_shape == (None, None, 4)
+    for places in (3, 5):
+        assert model(np.ones((2, places, 4), "float32")).shape == (2, places, 4)
+
+
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="elsewhere it's Keras' own")
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_batch_normalization_trains_and_remembers_as_keras_does(monkeypatch, dtype):

@@ -82,7 +82,7 @@ class Dense(keras.layers.Dense):
     """Keras' layer, for no activation: one matrix product over all places, to which TensorFlow then fuses the bias."""
 
     def call(self, x, training=None):
-        if _special() != "tensorflow" or self.compute_dtype != "float32":
+        if _special() != "tensorflow" or self.compute_dtype != "float32" or None in x.shape[1:]:
             return super().call(x, training=training)
         y = tf.reshape(x, (-1, x.shape[-1])) @ self.kernel
         if self.use_bias:
@@ -102,7 +102,9 @@ class LayerNormalization(keras.layers.LayerNormalization):
 
 def fourier(x):
     """The real part of the two-dimensional Fourier transform of each (H, W) of (N, H, W), float32."""
-    return _fourier(x) if _special() == "tensorflow" else ops.fft2((x, ops.zeros_like(x)))[0]
+    if _special() == "tensorflow" and None not in x.shape[1:]:
+        return _fourier(x)
+    return ops.fft2((x, ops.zeros_like(x)))[0]
 
 
 def _keras_depthwise(x, kernel):
