@@ -4,6 +4,7 @@
 its whole state is in what it yields: a run continued from there ends as one that was never interrupted.
 """
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +21,10 @@ from patchlib.parameters import Recipe
 # Which random stream of an epoch is meant, so that no two of them coincide.
 _ORDER, _AUGMENTATION = 1, 2
 
+# Threads that prepare batches ahead of the step. One alone would leave that to tf.data, whose tuning thread TensorFlow
+# 2.21 may wait for at an epoch's end, for up to a minute.
+_WORKERS = 2
+
 
 class Batches(keras.utils.PyDataset):
     """One epoch of shuffled, augmented batches: uint8 images (B, H, W, C) and one-hot float32 labels (B, classes).
@@ -29,7 +34,7 @@ class Batches(keras.utils.PyDataset):
     """
 
     def __init__(self, split: Split, num_classes: int, recipe: Recipe, epoch: int):
-        super().__init__()
+        super().__init__(workers=_WORKERS)
         self.split, self.num_classes, self.seed, self.epoch = split, num_classes, recipe.seed, epoch
         self.batch_size = min(recipe.batch_size, len(split))
         self.augment, self.mix = (part(**recipe.arguments(part)) for part in (Augmentation, Mixing))
@@ -247,6 +252,19 @@ def _refuse_divergence(loss, epoch, recipe):
 
 def evaluate(model: keras.Model, split: Split, batch_size: int = 128) -> dict[str, float]:
     """Loss, accuracy and top-5 accuracy of a compiled model on a split, as floats."""
-    return model.evaluate(
-        split.images, one_hot(split.labels, model.output_shape[-1]), batch_size=batch_size, verbose=0, return_dict=True
-    )
+    return model.evaluate(_InOrder(split, model.output_shape[-1], batch_size), verbose=0, return_dict=True)
+
+
+class _InOrder(keras.utils.PyDataset):
+    """A split's images and one-hot labels as they are, in batches of which the last may be smaller."""
+
+    def __init__(self, split, num_classes, batch_size):
+        super().__init__(workers=_WORKERS)
+        self.split, self.num_classes, self.batch_size = split, num_classes, batch_size
+
+    def __len__(self):
+        return math.ceil(len(self.split) / self.batch_size)
+
+    def __getitem__(self, step):
+        part = slice(step * self.batch_size, (step + 1) * self.batch_size)
+        return self.split.images[part], one_hot(self.split.labels[part], self.num_classes)

@@ -85,8 +85,8 @@ BUGS = {
     ),
     "gelu's gradient is its value": (
         "layers/kernels.py",
-        "lambda dy: _gelu_gradient(x, dy)",
-        "lambda dy: dy * _gelu_forward(x)",
+        "lambda dy: _compiled_gelu_gradient(x, y, dy)",
+        "lambda dy: dy * y",
         "convmixer",
     ),
     "depthwise gradient of a shifted image": (
@@ -194,15 +194,14 @@ BUGS = {
     ),
     "magnitude instead of the real part": (
         "layers/fourier.py",
-        "mixed, _ = ops.fft2((real, ops.zeros_like(real)))",
-        "a, b = ops.fft2((real, ops.zeros_like(real)))\n        mixed = ops.sqrt(a**2 + b**2)",
+        'kernels.fourier(ops.cast(x, "float32"))',
+        "ops.sqrt(sum(part**2 for part in ops.fft2((x, ops.zeros_like(x)))))",
         "fnet",
     ),
     "transform over places only": (
         "layers/fourier.py",
-        "mixed, _ = ops.fft2((real, ops.zeros_like(real)))",
-        "t = ops.transpose(real, (0, 2, 1))\n"
-        "        mixed = ops.transpose(ops.fft((t, ops.zeros_like(t)))[0], (0, 2, 1))",
+        'kernels.fourier(ops.cast(x, "float32"))',
+        "ops.transpose(ops.fft((t := ops.transpose(x, (0, 2, 1)), ops.zeros_like(t)))[0], (0, 2, 1))",
         "fnet",
     ),
     "Fourier residual dropped": (
@@ -221,8 +220,8 @@ BUGS = {
     "gate's halves swapped": ("layers/gating.py", "kept, gating = ops.split", "gating, kept = ops.split", "gmlp"),
     "gate adds instead of multiplying": (
         "layers/gating.py",
-        "return kept * ops.transpose",
-        "return kept + ops.transpose",
+        "return kept * (",
+        "return kept + (",
         "gmlp",
     ),
     "skip always from the normalised input": (
