@@ -61,7 +61,7 @@ def convmixer(
     x = layers.ConvStem(dim, patch_size, name="stem", **norm)(x)
     for i in range(depth):
         x = layers.ConvMixerBlock(dim, kernel_size, name=f"block_{i}", **norm)(x)
-    x = keras.layers.GlobalAveragePooling2D(name="pool", dtype=dtype)(x)
+    x = kernels.GlobalAveragePooling2D(name="pool", dtype=dtype)(x)
     return _model(images, x, num_classes, 0.0, name)
 
 

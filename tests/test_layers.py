@@ -271,6 +271,12 @@ def test_dense_and_layer_norm_have_keras_values_and_gradients(monkeypatch, kind,
         np.testing.assert_allclose(fast, plain, atol=2e-5)
 
 
+def test_global_average_pooling_has_keras_values_and_gradients(monkeypatch):
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype("float32")
+    for fast, plain in with_and_without_kernels(monkeypatch, kernels.GlobalAveragePooling2D(), x):
+        np.testing.assert_allclose(fast, plain, atol=1e-6)
+
+
 @pytest.mark.parametrize("layer", [layers.MLP(8), layers.FNetBlock(8)])
 def test_some_layers_take_any_number_of_places(layer):
     model = keras.Sequential([keras.Input((None, 4)), layer])

@@ -82,12 +82,12 @@ class Dense(keras.layers.Dense):
     """Keras' layer, for no activation: one matrix product over all places, to which TensorFlow then fuses the bias."""
 
     def call(self, x, training=None):
-        if _special() != "tensorflow" or self.compute_dtype != "float32" or None in x.shape[1:]:
+        if not _special() or self.compute_dtype != "float32" or None in x.shape[1:]:
             return super().call(x, training=training)
-        y = tf.reshape(x, (-1, x.shape[-1])) @ self.kernel
+        y = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), self.kernel)
         if self.use_bias:
             y = add_bias(y, self.bias)
-        return tf.reshape(y, (-1, *x.shape[1:-1], self.units))
+        return ops.reshape(y, (-1, *x.shape[1:-1], self.units))
 
 
 @keras.saving.register_keras_serializable("patchlib")
@@ -98,6 +98,16 @@ class LayerNormalization(keras.layers.LayerNormalization):
         if _special() != "tensorflow" or self.compute_dtype != "float32":
             return super().call(x)
         return _layer_norm(x, *map(tf.convert_to_tensor, (self.gamma, self.beta)), self.epsilon)
+
+
+@keras.saving.register_keras_serializable("patchlib")
+class GlobalAveragePooling2D(keras.layers.GlobalAveragePooling2D):
+    """Keras' layer, over (N, H, W, C): it divides the sums, and not, in TensorFlow's gradient, every place again."""
+
+    def call(self, x):
+        if _special() != "tensorflow" or self.compute_dtype != "float32" or None in x.shape[1:]:
+            return super().call(x)
+        return ops.sum(x, axis=(1, 2)) / (x.shape[1] * x.shape[2])
 
 
 def fourier(x):
