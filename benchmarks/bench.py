@@ -33,6 +33,11 @@ GROWTH = {
     "image_size": (["cct", "mlp_mixer", "convmixer"], [16, 32, 48, 64]),
     "patch_size": (["mlp_mixer", "fnet", "convmixer"], [2, 4, 8]),
 }
+# The image's side and the patch's in what the work should grow with, at a side of 32 pixels.
+AXES = {
+    "image_size": ("pixels of an image", lambda side: side**2),
+    "patch_size": ("patches of an image", lambda side: (32 // side) ** 2),
+}
 
 
 class Process:
@@ -229,13 +234,15 @@ def figure(found):
     """Step time and memory over what grows."""
     figure, axes = plt.subplots(2, len(found), figsize=(3.4 * len(found), 6), layout="constrained")
     for column, (parameter, lines) in enumerate(found.items()):
+        label, measure = AXES.get(parameter, (parameter, int))
         for architecture, rows in lines.items():
-            values = [row["value"] for row in rows]
-            axes[0, column].plot(values, [1000 * row["train"]["median"] for row in rows], ".-", label=architecture)
-            axes[1, column].plot(values, [row["memory"] / 1e6 for row in rows], ".-", label=architecture)
+            x, color = [measure(row["value"]) for row in rows], f"C{ARCHITECTURES.index(architecture)}"
+            times, memory = [1000 * row["train"]["median"] for row in rows], [row["memory"] / 1e6 for row in rows]
+            axes[0, column].plot(x, times, ".-", color=color, label=architecture)
+            axes[1, column].plot(x, memory, ".-", color=color)
         axes[0, column].legend(fontsize=8)
         for ax, what in zip(axes[:, column], ("step, ms", "peak memory, MB"), strict=True):
-            ax.set(xlabel=parameter, ylabel=what, ylim=(0, None), xticks=values)
+            ax.set(xlabel=label, ylabel=what, xlim=(0, None), ylim=(0, None), xticks=x)
             ax.grid(alpha=0.3)
     return figure
 
