@@ -21,9 +21,9 @@ from patchlib.parameters import Recipe
 # Which random stream of an epoch is meant, so that no two of them coincide.
 _ORDER, _AUGMENTATION = 1, 2
 
-# Threads that prepare batches ahead of the step. One alone would leave that to tf.data, whose tuning thread TensorFlow
-# 2.21 may wait for at an epoch's end, for up to a minute.
-_WORKERS = 2
+# Threads that prepare batches. With one, Keras leaves that to tf.data, whose tuning thread TensorFlow 2.21 may wait for
+# at an epoch's end, for up to a minute. With more, on JAX, the first epoch would see some batches twice and others not.
+_WORKERS = 2 if keras.backend.backend() == "tensorflow" else 1
 
 
 class Batches(keras.utils.PyDataset):

@@ -95,6 +95,18 @@ BUGS = {
         "[0, 0, after + 1, before - 1, before, after, 0, 0]",
         "convmixer",
     ),
+    "LayerNorm's gradient without the mean's": (
+        "layers/kernels.py",
+        "scale * (dnormal - tf.reduce_mean(dnormal, -1, keepdims=True) - normal * along)",
+        "scale * (dnormal - normal * along)",
+        "gmlp",
+    ),
+    "half of the Fourier transform not mirrored": (
+        "layers/kernels.py",
+        "-np.arange(places) % places",
+        "np.arange(places)",
+        "fnet",
+    ),
     "variance of the batch forgotten": (
         "layers/kernels.py",
         "moving * self.momentum + batch",
@@ -220,8 +232,8 @@ BUGS = {
     "gate's halves swapped": ("layers/gating.py", "kept, gating = ops.split", "gating, kept = ops.split", "gmlp"),
     "gate adds instead of multiplying": (
         "layers/gating.py",
-        "return kept * (",
-        "return kept + (",
+        "return kept * ops.transpose",
+        "return kept + ops.transpose",
         "gmlp",
     ),
     "skip always from the normalised input": (

@@ -58,7 +58,9 @@ def stub(tmp_path, monkeypatch):
 def start(*words, acts=None):
     command = [sys.executable, "-m", "patchlib", "run", "convmixer", "--notebooks", "notebooks", "--out", "out", *words]
     env = os.environ | {"STUB": json.dumps(acts or {}), "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Whoever runs these tests in the background may ignore Ctrl-C, which a child would inherit.
+    heeds = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heeds)
 
 
 def end(process):

@@ -244,6 +244,19 @@ def test_gelu_has_keras_values_and_gradient(monkeypatch):
     np.testing.assert_allclose(array(kernels.gelu(x)), reference.gelu(x.astype("float64")), atol=1e-6)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="elsewhere the backend finds the gradients")
+def test_gelu_has_a_second_derivative_at_zero():
+    import tensorflow as tf
+
+    x = tf.Variable([0.0, 1e-20, -0.5])
+    with tf.GradientTape() as outer:
+        with tf.GradientTape() as inner:
+            y = kernels.gelu(x)
+        first = inner.gradient(y, x)
+    density = np.exp([0, 0, -0.125]) / np.sqrt(2 * np.pi)
+    np.testing.assert_allclose(outer.gradient(first, x), density * (2 - np.array([0, 0, 0.25])), atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(2, 4, 6), (3, 5, 7), (2, 1, 2), (1, 2, 1)])
 def test_fourier_has_keras_values_and_gradient(monkeypatch, shape):
     x = np.random.default_rng(0).normal(size=shape).astype("float32")

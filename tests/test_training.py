@@ -78,6 +78,20 @@ def rates(recipe, steps_per_epoch=10):
     return np.array([float(schedule(step)) if callable(schedule) else schedule for step in steps])
 
 
+def test_the_first_epoch_and_a_first_evaluation_see_every_image_once():
+    keras.utils.set_random_seed(0)
+    train, recipe = tiny(120).train, Recipe(epochs=1, batch_size=4, flip=False)
+    model = models.mlp_mixer((6, 6, 3), 3, patch_size=2, dim=8, depth=1, dropout=0, head_dropout=0)
+    labels, cross_entropy = training.one_hot(train.labels, 3), keras.losses.CategoricalCrossentropy(from_logits=True)
+    expected = float(cross_entropy(labels, model(train.images.astype("float32"))))
+    for measure in (
+        lambda: model.fit(training.Batches(train, 3, recipe, 0), shuffle=False, verbose=0).history["loss"][0],
+        lambda: training.evaluate(model, train, batch_size=4)["loss"],
+    ):
+        model.compile(keras.optimizers.SGD(0.0), cross_entropy, metrics=["accuracy"])
+        assert measure() == pytest.approx(expected, rel=1e-5)
+
+
 def test_schedules():
     assert (rates(Recipe(epochs=4, learning_rate=0.1)) == 0.1).all()
     cycle = rates(Recipe(epochs=10, learning_rate=0.5, schedule="one_cycle"))

@@ -44,8 +44,8 @@ class SpatialGatingUnit(Block):
 
     def call(self, x):
         kept, gating = ops.split(x, 2, axis=-1)
-        kernel, bias = (ops.cast(weight, self.compute_dtype) for weight in (self.gate.kernel, self.gate.bias))
-        return kept * (ops.transpose(kernel) @ self.norm(gating) + bias[:, None])
+        columns = ops.transpose(self.norm(gating), (0, 2, 1))
+        return kept * ops.transpose(self.gate(columns), (0, 2, 1))
 
     def compute_output_shape(self, input_shape):
         return *input_shape[:2], input_shape[2] // 2

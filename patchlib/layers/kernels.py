@@ -97,6 +97,7 @@ class LayerNormalization(keras.layers.LayerNormalization):
     def call(self, x):
         if _special() != "tensorflow" or self.compute_dtype != "float32":
             return super().call(x)
+        x = ops.cast(x, "float32")
         return _layer_norm(x, *map(tf.convert_to_tensor, (self.gamma, self.beta)), self.epsilon)
 
 
@@ -130,8 +131,9 @@ def _gelu_forward(x):
 
 def _gelu_gradient(x, y, dy):
     density = ops.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-    # Φ(x) is y / x; that saves a second error function.
-    share = ops.where(ops.abs(x) < 1e-3, 0.5 + x / math.sqrt(2 * math.pi), y / x)
+    # Φ(x) is y / x; that saves a second error function. Near 0 it's taken from its series, and nothing is divided.
+    small = ops.abs(x) < 1e-3
+    share = ops.where(small, 0.5 + x / math.sqrt(2 * math.pi), y / ops.where(small, 1.0, x))
     return dy * (share + x * density)
 
 
