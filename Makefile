@@ -46,7 +46,8 @@ test: .venv/ready .venv-jax/ready  ## all that CI runs: ruff, unit tests on Tens
 	.venv/bin/ruff format --check .
 	$(PY) -m pytest --numprocesses 2 --dist loadfile --nbval tests notebooks
 	KERAS_BACKEND=jax .venv-jax/bin/python -m pytest --numprocesses 2 --dist worksteal tests/test_layers.py \
-		tests/test_models.py tests/test_runs.py tests/test_training.py -k "test_layers or fresh or card or interrupted or first_epoch or ema"
+		tests/test_models.py tests/test_runs.py tests/test_training.py \
+		-k "test_layers or fresh or card or interrupted or first_epoch or ema"
 
 lab: .venv/ready  ## JupyterLab on the notebooks
 	$(PY) -m jupyterlab notebooks

@@ -47,7 +47,7 @@ class Process:
         values = yaml.safe_load((TIERS / f"{architecture}-{tier}.yaml").read_text()) | {"seed": 0} | (changes or {})
         arguments |= {"architecture": architecture, "parameters": values}
         environment = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(HERE.parent)}
-        if backend == "jax":  # whose memory comes from malloc: large pages spare a third of the time
+        if backend == "jax":  # whose memory comes from malloc: large pages make it faster
             environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         python = str(JAX) if backend == "jax" else sys.executable
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, it closes with this object

@@ -284,6 +284,12 @@ def test_dense_and_layer_norm_have_keras_values_and_gradients(monkeypatch, kind,
         np.testing.assert_allclose(fast, plain, atol=2e-5)
 
 
+def test_layer_norm_takes_halves():
+    x = np.arange(8).reshape(2, 4)
+    given, plain = (kernels.LayerNormalization()(keras.ops.cast(x, dtype)) for dtype in ("float16", "float32"))
+    np.testing.assert_allclose(array(given), array(plain), atol=1e-3)
+
+
 def test_global_average_pooling_has_keras_values_and_gradients(monkeypatch):
     x = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype("float32")
     for fast, plain in with_and_without_kernels(monkeypatch, kernels.GlobalAveragePooling2D(), x):
