@@ -1,10 +1,13 @@
 """Checks that every notebook makes of its own run. Each raises ``AssertionError`` with the numbers that disagree."""
 
+import textwrap
+
 import keras
 import numpy as np
 
-from patchlib import models, reference
+from patchlib import models, reference, training
 from patchlib.data import Data
+from patchlib.parameters import Recipe
 
 
 def layer(layer: keras.layers.Layer, x: np.ndarray, definition, *arguments, tolerance: float = 1e-5) -> None:
@@ -26,6 +29,30 @@ def untrained(model: keras.Model, data: Data, mean=0.0, std=255.0) -> None:
     guessing = np.log(data.num_classes)
     assert abs(loss - guessing) < 1, f"the untrained loss is {loss:.2f}, guessing gives {guessing:.2f}"
     print(f"the untrained loss is near that of guessing, {guessing:.2f}")
+
+
+def recipe(model: keras.Model, data: Data, parameters: Recipe) -> None:
+    """Print the recipe as it was compiled: read back from the model, its optimiser and its batches."""
+    batches = training.Batches(data.train, data.num_classes, parameters, epoch=0)
+    for row in training.updates(model):
+        decay = f"decay {row['decay']:g}" if row["decay"] else "no decay"
+        print(f"{row['rule']} at {row['rate']:g} of the rate, {decay}, for {len(row['weights'])} weights:")
+        print("   ", textwrap.shorten(", ".join(row["weights"]), 100, placeholder=" ..."))
+    total = parameters.epochs * len(batches)
+    rates = training.rates(model, [share * (total - 1) // 4 for share in range(5)])
+    print("learning rate at steps", ", ".join(f"{step}: {rate:.4g}" for step, rate in rates.items()))
+    print(f"an epoch: {len(batches)} steps of {batches.batch_size} images")
+    print(f"loss: {type(model.loss).__name__}, label smoothing {model.loss.label_smoothing}")
+    dropped = [words for layer in model.layers for words in _dropouts(layer, layer.name)]
+    print("dropped in training:", ", ".join(dropped) or "nothing")
+    print("each image:", batches.augment)
+    print("each batch:", batches.mix)
+
+
+def _dropouts(layer, path):
+    """The path and rate of each layer in this one that drops something, in words."""
+    own = [f"{path} {layer.rate:g}"] if getattr(layer, "rate", 0) else []
+    return own + [words for part in layer._layers for words in _dropouts(part, f"{path}/{part.name}")]
 
 
 def trained(model: keras.Model, data: Data, card: dict) -> None:

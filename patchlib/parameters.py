@@ -12,6 +12,9 @@ from typing import Literal, Self
 import pydantic
 from pydantic import Field
 
+# Pixels a side of the data sets that have a name.
+SIZES = {"digits": 32, "cifar10": 32, "cifar100": 32}
+
 # What IPython itself puts into a fresh notebook's namespace.
 _IPYTHON_NAMES = {"In", "Out", "exit", "quit", "open", "get_ipython"}
 
@@ -96,8 +99,10 @@ class Recipe(_Checked):
     """How a model is trained; what ``patchlib.train`` reads.
 
     ``weight_decay`` is decoupled as Keras' ``AdamW`` does it: each step takes ``learning_rate * weight_decay`` of every
-    weight. That product at the peak learning rate stands in the run card as ``effective_weight_decay``.
-    The optimiser "muon" is Muon for the blocks' matrices, and AdamW at ``adamw_ratio`` of the rate for the rest.
+    kernel and embedding, with ``decay_on="all"`` of biases and norms' gains as well. That product at the peak learning
+    rate stands in the run card as ``effective_weight_decay``.
+    The optimiser "muon" is Muon for the blocks' matrices, and AdamW for the rest, whose update and decay both have
+    ``adamw_ratio`` of the rate.
     """
 
     epochs: int = Field(1, ge=1, description="passes over the training images")
@@ -108,6 +113,8 @@ class Recipe(_Checked):
     schedule: Literal["constant", "one_cycle", "cosine", "plateau"] = "constant"
     warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up of the cosine schedule, in epochs")
     weight_decay: float = Field(1e-4, ge=0)
+    decay_on: Literal["kernels", "all"] = Field("kernels", description="which weights decay; embeddings are kernels")
+    fixed_decay: bool = Field(False, description="decay doesn't shrink when the plateau schedule lowers the rate")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     ema: float = Field(0.0, ge=0, lt=1, description="momentum of the weights' moving average; 0 turns it off")
     flip: bool = Field(True, description="mirror each training image with probability one half")
@@ -121,6 +128,15 @@ class Recipe(_Checked):
     select_by: Literal["val_accuracy", "val_loss"] = Field("val_accuracy", description="which epoch's weights are kept")
     patience: int = Field(0, ge=0, description="stop after so many epochs without a better val_loss; 0: never")
     seed: int = Field(0, ge=0, lt=2**32)
+
+    @pydantic.model_validator(mode="after")
+    def _decay_fits(self) -> Self:
+        if self.fixed_decay and (self.schedule not in ("constant", "plateau") or self.optimizer != "adamw"):
+            raise ValueError(
+                f"fixed_decay: received True with schedule {self.schedule!r} and optimizer {self.optimizer!r}, "
+                "accepted: False, or schedule 'plateau' or 'constant' with 'adamw'."
+            )
+        return self
 
     @pydantic.model_validator(mode="after")
     def _warmup_fits(self) -> Self:
@@ -144,9 +160,21 @@ class RunParameters(Recipe):
     image_size: int = Field(0, ge=0, description="images are brought to this many pixels a side; 0: as they are")
     limit: int = Field(0, ge=0, description="at most so many training images; 0: all")
     validation: Literal["stratified", "first", "last"] = Field(
-        "stratified", description="which tenth of train validates"
+        "stratified", description="which tenth of train validates; first and last are CIFAR's alone"
     )
     run_dir: str = Field("", description="the run's own folder; empty: a new one below runs/")
+
+    @pydantic.model_validator(mode="after")
+    def _patches_tile(self) -> Self:
+        """Where the size of the images is known before they are read; ``load_data`` looks at the others."""
+        size = getattr(self, "resize", 0) or self.image_size or SIZES.get(self.dataset, 0)
+        patch_size = getattr(self, "patch_size", 1)
+        if size % patch_size:
+            fitting = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
+            raise ValueError(
+                f"patch_size: received {patch_size} for images of {size} x {size} pixels, accepted: {fitting}."
+            )
+        return self
 
 
 class Compare(_Checked):

@@ -105,6 +105,9 @@ def _train(model, data, recipe, folder):
         "model": _model_fingerprint(model),
     }
     progress, started = _resume(folder, identity)
+    steps = training.count_steps(data.train, recipe)
+    print(f"{steps:,} steps an epoch, {recipe.epochs * steps:,} in all")
+    training.warn_of_few_steps(data.train, recipe)
     if progress.epoch:
         print(f"continuing after epoch {progress.epoch} of {recipe.epochs}")
     for _ in training.epochs(model, data, recipe, progress):
@@ -139,6 +142,8 @@ def _card(model, data, recipe, identity, progress, started):
         "tier": getattr(recipe, "tier", None),
         "parameters": identity["parameters"],
         "effective_weight_decay": recipe.learning_rate * recipe.weight_decay,
+        "updates": training.updates(model),
+        "steps_per_epoch": training.count_steps(data.train, recipe),
         "seed": recipe.seed,
         "dataset": data.describe() | {"classes": list(data.classes)},
         "model": counts,

@@ -7,6 +7,7 @@ its whole state is in what it yields: a run continued from there ends as one tha
 import math
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -20,6 +21,9 @@ from patchlib.parameters import Recipe
 
 # Which random stream of an epoch is meant, so that no two of them coincide.
 _ORDER, _AUGMENTATION = 1, 2
+
+# A run of fewer steps is warned of: a network that starts from nothing has hardly moved by then.
+FEW_STEPS = 200
 
 # Threads that prepare batches. With one, Keras leaves that to tf.data, whose tuning thread TensorFlow 2.21 may wait for
 # at an epoch's end, for up to a minute. With more, on JAX, the first epoch would see some batches twice and others not.
@@ -117,21 +121,18 @@ def out_of_patience(val_losses: list[float], patience: int) -> bool:
 
 def compile_model(model: keras.Model, recipe: Recipe, steps_per_epoch: int) -> None:
     """Give the model its optimiser, cross-entropy on logits, accuracy and top-5 accuracy."""
-    shared = {
-        "learning_rate": learning_rate(recipe, steps_per_epoch),
-        "weight_decay": recipe.weight_decay,
-        "use_ema": recipe.ema > 0,
-        "ema_momentum": recipe.ema or 0.99,
-    }
+    shared = {"learning_rate": learning_rate(recipe, steps_per_epoch), "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "muon":  # whose update of a matrix has a root mean square of 0.2 times the rate
         optimizer = keras.optimizers.Muon(
             exclude_layers=["^head/", "^pool/", "^position/"],
             adam_lr_ratio=recipe.adamw_ratio,
-            adam_weight_decay=recipe.weight_decay,
+            adam_weight_decay=recipe.weight_decay * recipe.adamw_ratio,  # Keras multiplies it by Muon's rate
             **shared,
         )
     else:
         optimizer = keras.optimizers.AdamW(**shared)
+    if recipe.decay_on == "kernels":
+        optimizer.exclude_from_weight_decay([w for w in model.trainable_variables if len(w.shape) < 2])
     if recipe.precision == "mixed_float16":  # its small gradients would become zero
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     model.compile(
@@ -143,6 +144,37 @@ def compile_model(model: keras.Model, recipe: Recipe, steps_per_epoch: int) -> N
         ],
     )
     model.optimizer.build(model.trainable_variables)
+
+
+def updates(model: keras.Model) -> list[dict]:
+    """What the compiled optimiser does to which weights, read back from it: a row for each way of updating.
+
+    Each row has ``rule`` ("muon" or "adamw"), ``rate``, the share of the learning rate, ``decay``, what a step takes of
+    each weight as a share of the learning rate, and ``weights``, the paths of the weights.
+    """
+    optimizer, rows = _inner(model.optimizer), {}
+    for weight in model.trainable_variables:
+        rule, rate, decay = "adamw", 1.0, optimizer.weight_decay
+        if isinstance(optimizer, keras.optimizers.Muon):
+            rule, rate = ("adamw", optimizer.adam_lr_ratio) if optimizer._should_use_adamw(weight) else ("muon", 1.0)
+            decay = optimizer.weight_decay if rule == "muon" else optimizer.adam_weight_decay
+        decay = decay if optimizer._use_weight_decay(weight) else 0.0
+        rows.setdefault((rule, rate, decay), []).append(weight.path)
+    return [dict(zip(("rule", "rate", "decay"), key, strict=True), weights=paths) for key, paths in rows.items()]
+
+
+def rates(model: keras.Model, steps: list[int]) -> dict[int, float]:
+    """The compiled optimiser's learning rate at each of these steps, read back from it."""
+    rate = _inner(model.optimizer).get_config()["learning_rate"]
+    if isinstance(rate, dict):
+        schedule = keras.optimizers.schedules.deserialize(rate)
+        return {step: float(schedule(step)) for step in steps}
+    return dict.fromkeys(steps, float(rate))
+
+
+def _inner(optimizer):
+    """The optimiser itself, without the scaling of the loss."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 @dataclass
@@ -160,58 +192,131 @@ class Progress:
         return len(self.history.get("loss", ()))
 
 
-def _state(model: keras.Model) -> list:
-    """All variables that a step reads: weights, seeds of random layers, the optimiser's moments and step."""
-    return [*model.variables, *model.optimizer.variables]
+class WeightAverage(keras.callbacks.Callback):
+    """An exponential moving average of a model's trainable weights, taken after every step.
+
+    It's ``momentum * average + (1 - momentum) * weights``, and begins as the weights after the first step. Keras'
+    optimisers average, too, but put the average in the weights' place whenever ``fit`` ends: here after each epoch.
+    """
+
+    def __init__(self, model: keras.Model, momentum: float, steps: int):
+        super().__init__()
+        self.momentum, self.steps = momentum, steps
+        self.variables = [keras.Variable(w, trainable=False, name="average") for w in model.trainable_weights]
+
+    def on_train_batch_end(self, batch, logs=None):
+        kept = self.momentum if self.steps else 0.0
+        for average, weight in zip(self.variables, self.model.trainable_weights, strict=True):
+            average.assign(kept * average + (1 - kept) * weight)
+        self.steps += 1
+
+    def give(self, model: keras.Model, batches: Batches) -> None:
+        """Give the averages to a model, and BatchNorm the statistics that it has with them, over 32 batches at most.
+
+        The statistics of the weights themselves would be others (Izmailov et al., "Averaging Weights Leads to Wider
+        Optima and Better Generalization", 2018, section 3.2).
+        """
+        for weight, average in zip(model.trainable_weights, self.variables, strict=True):
+            weight.assign(average)
+        norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+        momenta = [norm.momentum for norm in norms]
+        for step in range(min(32, len(batches)) if norms else 0):
+            for norm in norms:
+                norm.momentum = step / (step + 1)  # so that the moving average is the mean of all so far
+            model(batches[step][0], training=True)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def count_steps(split: Split, recipe: Recipe) -> int:
+    """Optimiser steps in an epoch of these training images."""
+    return len(split) // min(recipe.batch_size, len(split))
+
+
+def warn_of_few_steps(split: Split, recipe: Recipe) -> None:
+    """Warn of a run too short to learn, or to average its weights, and name the parameters that would change it."""
+    steps = recipe.epochs * count_steps(split, recipe)
+    if steps < FEW_STEPS:
+        batch_size = max(1, min(recipe.batch_size, 2 ** int(math.log2(max(1, len(split) / 8)))))
+        epochs = math.ceil(5 * FEW_STEPS * batch_size / len(split))
+        warnings.warn(
+            f"batch_size {recipe.batch_size} and epochs {recipe.epochs} make {steps} steps of {len(split)} training "
+            f"images, too few to learn much: batch_size {batch_size} and epochs {epochs} would make "
+            f"{epochs * (len(split) // batch_size):,}.",
+            stacklevel=2,
+        )
+    if recipe.ema and steps * (1 - recipe.ema) < 5 - 1e-9:
+        warnings.warn(
+            f"ema {recipe.ema} needs {5 / (1 - recipe.ema):,.0f} steps, and this run has {steps:,}: its average still "
+            f"remembers the start. Give more epochs, or an ema of {max(0.0, math.floor(1000 - 5000 / steps) / 1000)}.",
+            stacklevel=2,
+        )
 
 
 def epochs(model: keras.Model, data: Data, recipe: Recipe, progress: Progress) -> Iterator[Progress]:
     """Train from where ``progress`` stands to the recipe's last epoch, yielding after each.
 
-    After the last one the model holds the weights of the best epoch, by validation (``recipe.select_by``). With an EMA
-    those are averaged weights, beside BatchNorm statistics of the weights as they were. The test images are never
-    looked at.
+    After the last one the model holds the weights of the best epoch, by validation (``recipe.select_by``); with an EMA
+    those are averages, as ``WeightAverage`` gives them. The test images are never looked at.
 
     Raises:
         FloatingPointError: the loss is no longer a finite number.
     """
-    training = Batches(data.train, data.num_classes, recipe, epoch=0)
-    compile_model(model, recipe, len(training))
+    steps = count_steps(data.train, recipe)
+    compile_model(model, recipe, steps)
+    average = WeightAverage(model, recipe.ema, progress.epoch * steps) if recipe.ema else None
+    # All that a step reads: weights, seeds of random layers, the optimiser's moments and step, averages.
+    state = [*model.variables, *model.optimizer.variables, *(average.variables if average else ())]
     if progress.epoch:
-        for variable, value in zip(_state(model), progress.state, strict=True):
-            variable.assign(value)
-    averaging = keras.callbacks.SwapEMAWeights()
-    averaging.set_model(model)
-    done, total = progress.epoch * len(training), recipe.epochs * len(training)
-    with tqdm(initial=done, total=total, unit="step", disable=not sys.stderr.isatty()) as bar:
+        _assign(state, progress.state)
+    with tqdm(
+        initial=progress.epoch * steps, total=recipe.epochs * steps, unit="step", disable=not sys.stderr.isatty()
+    ) as bar:
         tick = keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, logs: bar.update())
-        callbacks = [keras.callbacks.TerminateOnNaN(), tick]
+        callbacks = [keras.callbacks.TerminateOnNaN(), tick, *([average] if average else [])]
         for epoch in range(progress.epoch, recipe.epochs):
             if out_of_patience(progress.history.get("val_loss", []), recipe.patience):
                 break
             if recipe.schedule == "plateau":
-                factor = plateau_factor(progress.history.get("val_loss", []))
-                model.optimizer.learning_rate = recipe.learning_rate * factor
+                _set_rate(model, recipe, plateau_factor(progress.history.get("val_loss", [])))
             batches = Batches(data.train, data.num_classes, recipe, epoch)
             bar.set_description(f"epoch {epoch + 1}/{recipe.epochs}")
             start = time.perf_counter()
             fitted = model.fit(batches, shuffle=False, verbose=0, callbacks=callbacks).history
             row = {"loss": fitted["loss"][0], "accuracy": fitted["accuracy"][0], "seconds": time.perf_counter() - start}
+            row["learning_rate"] = float(model.optimizer.learning_rate)  # at the end of the epoch, as Keras logs it
             _refuse_divergence(row["loss"], epoch, recipe)
-            progress.state = [np.array(v) for v in _state(model)]
-            if recipe.ema:
-                averaging.on_test_begin()
+            progress.state = [np.array(v) for v in state]
+            if average:
+                average.give(model, batches)
             row |= {f"val_{k}": v for k, v in evaluate(model, data.validation, recipe.batch_size).items()}
             _refuse_divergence(row["val_loss"], epoch, recipe)
             for name, value in row.items():
                 progress.history.setdefault(name, []).append(value)
             if _best(progress.history, recipe.select_by) == epoch:
                 progress.best_epoch, progress.best_weights = epoch, model.get_weights()
-            if recipe.ema:
-                averaging.on_test_end()
+            if average:
+                _assign(state, progress.state)
             bar.set_postfix(loss=f"{row['loss']:.3f}", val_accuracy=f"{row['val_accuracy']:.4f}")
             yield progress
+    if recipe.schedule == "plateau":
+        _set_rate(model, recipe, 1.0)  # as compiled
     model.set_weights(progress.best_weights)
+
+
+def _assign(variables, values):
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def _set_rate(model, recipe, factor):
+    """The plateau's learning rate; with ``fixed_decay`` what a step takes of the weights stays what it was."""
+    optimizer = _inner(model.optimizer)
+    optimizer.learning_rate = recipe.learning_rate * factor
+    decay = recipe.weight_decay / factor if recipe.fixed_decay else recipe.weight_decay
+    if optimizer.weight_decay != decay:
+        optimizer.weight_decay = decay
+        model.make_train_function(force=True)  # which holds the old one as a constant
 
 
 def accuracy_without(model: keras.Model, split: Split, *paths: str) -> float:

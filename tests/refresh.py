@@ -1,7 +1,7 @@
 """Run notebooks in place and keep what is the same on every run: ``python tests/refresh.py notebooks/*.ipynb``.
 
 This is the only way in which stored outputs change. Streams on stderr, timing and the Python version are left out, so
-that two refreshes in a row leave no difference.
+that two refreshes in a row leave no difference. The README of the tiers is written along with them.
 """
 
 import os
@@ -10,7 +10,10 @@ import tempfile
 from pathlib import Path
 
 import nbformat
+import yaml
 from nbclient import NotebookClient
+
+TIERS = Path(__file__).parents[1] / "notebooks" / "tiers"
 
 
 def refresh(path: Path) -> None:
@@ -35,7 +38,52 @@ def refresh(path: Path) -> None:
     os.replace(partial, path)
 
 
+def tiers_readme() -> str:
+    """Every hyperparameter of every example beside the tiers', in Markdown; from their files and a transcription."""
+    examples = yaml.safe_load(Path(__file__).with_name("examples.yaml").read_text())
+    tiers = {}
+    for path in sorted(TIERS.glob("*.yaml")):
+        architecture, tier = path.stem.rsplit("-", 1)
+        tiers.setdefault(architecture, {})[tier] = yaml.safe_load(path.read_text())
+    parts = [_ABOUT_TIERS]
+    for architecture, columns in tiers.items():
+        example = examples.get(architecture)
+        parts.append(f"## {architecture}\n")
+        if example:
+            columns = {"example": example["values"]} | columns
+            parts.append(f"Reproduced: {example['page']}, {example['run']}. Its optimiser: {example['optimiser']}.\n")
+        parts.append(_tiers_table(columns, example))
+        if example:
+            parts.append("What the baseline does otherwise:\n")
+            parts.append("\n".join(f"- **{name}**: {words}." for name, words in example["differences"].items()) + "\n")
+    return "\n".join(parts)
+
+
+def _tiers_table(columns, example):
+    names = [name for name in dict.fromkeys(n for values in columns.values() for n in values) if name != "tier"]
+    lines = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    for name in names:
+        cells = [values.get(name, "") for values in columns.values()]
+        lines.append(f"| {name} | {' | '.join(str(cell) for cell in cells)} |")
+        if name == "weight_decay":  # which the optimisers count differently
+            a_step = [
+                example["decay"] if column == "example" else values["learning_rate"] * values[name]
+                for column, values in columns.items()
+            ]
+            lines.append(f"| decay of a step at the peak rate | {' | '.join(f'{cell:.3g}' for cell in a_step)} |")
+    return "\n".join(lines) + "\n"
+
+
+_ABOUT_TIERS = """# Tiers
+
+A tier is a file of parameters for one notebook. `baseline` is the published Keras example as its numbers were made,
+`tuned` a better recipe at no more parameters. Made from these files and a transcription of the examples by
+`make refresh`; a test holds that each baseline equals its example, or that the difference is declared below.
+"""
+
+
 if __name__ == "__main__":
+    (TIERS / "README.md").write_text(tiers_readme())
     for name in sys.argv[1:]:
         with tempfile.TemporaryDirectory() as runs:
             os.environ["PATCHLIB_RUNS"] = runs

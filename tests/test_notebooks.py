@@ -136,3 +136,31 @@ def test_a_mistyped_parameter_stops_a_papermill_run_before_training(tmp_path):
         papermill.execute_notebook(
             NOTEBOOKS[0], tmp_path / "out.ipynb", {"epoch": 3}, cwd=ROOT / "notebooks", progress_bar=False
         )
+
+
+def stream(text, name="stdout"):
+    return {"output_type": "stream", "name": name, "text": text}
+
+
+@pytest.mark.parametrize(
+    ("new", "same"),
+    [
+        ("epoch 1/3: loss 1.25, accuracy 0.71\n", True),
+        ("epoch 1/3: loss 1.2111, accuracy 0.6666\n", True),
+        ("epoch 1/3: loss 1.31, accuracy 0.70\n", False),  # too far
+        ("epoch 1/3: loss nan, accuracy 0.70\n", False),
+        ("epoch 1/4: loss 1.20, accuracy 0.70\n", False),  # whole numbers and words count
+        ("epoch 1/3: loss 1.20\n", False),
+        ("epoch 1/3: loss 1.20, accuracy 0.70, more 0.70\n", False),
+        ("epoch 1/3: loss 0.70, accuracy 1.20\n", False),
+    ],
+)
+def test_trained_numbers_may_differ_within_their_tolerance_and_nothing_else_may(new, same):
+    from conftest import within
+
+    stored = [stream("a warning of 3.0\n", "stderr"), stream("epoch 1/3: loss 1.20, accuracy 0.70\n")]
+    compared = within([stream(new)], stored, 0.1)
+    assert (compared[0]["text"] == stored[1]["text"]) == same
+    value = {"output_type": "execute_result", "data": {"text/plain": "0.5", "image/png": "1.5"}}
+    near = {"output_type": "execute_result", "data": {"text/plain": "0.55", "image/png": "1.5"}}
+    assert within([near], [value], 0.1) == [value] != within([near], [value], 0.01)

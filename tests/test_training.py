@@ -1,9 +1,11 @@
+import warnings
+
 import keras
 import numpy as np
 import pytest
 
 from patchlib import models, training
-from patchlib.data import Data, Split
+from patchlib.data import Data, Split, load_data
 from patchlib.parameters import Recipe
 
 
@@ -45,7 +47,7 @@ def changed(**changes):
 
 
 @pytest.mark.parametrize("more", [{}, {"trivial_augment": True, "erasing": 0.5, "mixup": 0.5, "cutmix": 1.0}])
-def test_batches_depend_on_seed_epoch_and_step_alone(more):
+def test_batches_do_not_depend_on_who_asks_for_them_and_when(more):
     data, recipe = tiny(), changed(**more)
     batches = training.Batches(data.train, 3, recipe, epoch=1)
     forwards = [batches[i] for i in range(len(batches))]
@@ -54,11 +56,39 @@ def test_batches_depend_on_seed_epoch_and_step_alone(more):
     for (images, labels), (again, relabelled) in zip(forwards, reversed(backwards), strict=True):
         np.testing.assert_array_equal(images, again)
         np.testing.assert_array_equal(labels, relabelled)
-    others = (
-        training.Batches(data.train, 3, recipe, 2),
-        training.Batches(data.train, 3, changed(seed=1, **more), 1),
-    )
-    assert all((other[0][0] != forwards[0][0]).any() for other in others)
+
+
+def test_order_and_augmentation_each_change_with_seed_and_epoch():
+    numbered, alike = tiny().train, tiny().train
+    alike.images[:] = alike.images[:1]  # so that only the augmentation makes a difference
+
+    def batch(split, seed=0, epoch=0, step=0, **changes):
+        return training.Batches(split, 3, changed(seed=seed, **changes), epoch)[step][0]
+
+    plain = {"flip": False, "pad": 0}
+    for split, changes, keys in (
+        (numbered, plain, ("seed", "epoch")),
+        (alike, {}, ("seed", "epoch", "step")),
+        (alike, {**plain, "erasing": 1.0}, ("seed", "epoch", "step")),
+    ):
+        first = batch(split, **changes)
+        for key in keys:
+            for value in (1, 2):
+                assert (batch(split, **{key: value}, **changes) != first).any(), (key, value, changes)
+
+
+def test_each_epoch_of_a_run_has_batches_of_its_own(monkeypatch):
+    asked = []
+
+    class Spy(training.Batches):
+        def __init__(self, split, num_classes, recipe, epoch):
+            asked.append((split, recipe.seed, epoch))
+            super().__init__(split, num_classes, recipe, epoch)
+
+    data, recipe = tiny(), changed(seed=5)
+    monkeypatch.setattr(training, "Batches", Spy)
+    run(recipe, data)
+    assert asked == [(data.train, 5, 0), (data.train, 5, 1), (data.train, 5, 2)]
 
 
 def test_an_epoch_sees_every_image_once_with_its_own_label():
@@ -131,14 +161,67 @@ def test_a_run_out_of_patience_ends_early():
     assert len(history["loss"]) == progress.best_epoch + 3 < 30
 
 
-def test_weight_decay_takes_learning_rate_times_decay_of_each_weight():
-    model = small_model()
-    training.compile_model(model, Recipe(learning_rate=0.01, weight_decay=0.5), 1)
-    before = keras.ops.convert_to_numpy(model.get_layer("head").kernel)
-    zeros = [keras.ops.zeros(w.shape) for w in model.trainable_weights]
-    model.optimizer.apply(zeros, model.trainable_weights)
-    after = keras.ops.convert_to_numpy(model.get_layer("head").kernel)
-    np.testing.assert_allclose(after, before * (1 - 0.01 * 0.5), rtol=1e-5)
+def decays(model):
+    """What share of each weight a step takes while its gradient is zero, by the weight's path."""
+    for weight in model.trainable_weights:
+        weight.assign(keras.ops.ones(weight.shape))
+    model.optimizer.apply([keras.ops.zeros(w.shape) for w in model.trainable_weights], model.trainable_weights)
+    return {w.path: 1 - float(keras.ops.mean(w)) for w in model.trainable_weights}
+
+
+KERNELS = ("kernel", "table")
+
+
+@pytest.mark.parametrize("decay_on", ["kernels", "all"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_decay_takes_what_the_update_has_of_a_rate_and_of_what_it_should(optimizer, decay_on):
+    keras.utils.set_random_seed(0)
+    model = models.vit((6, 6, 3), 3, dim=8, depth=1, heads=2, mlp_dim=8, patch_size=2, pool="mean")
+    recipe = Recipe(optimizer=optimizer, learning_rate=0.1, weight_decay=0.5, adamw_ratio=0.3, decay_on=decay_on)
+    training.compile_model(model, recipe, 1)
+    told = {path: (row["rule"], row["decay"]) for row in training.updates(model) for path in row["weights"]}
+    for path, share in decays(model).items():
+        matrix = path.startswith("block_0") and path.endswith("kernel")
+        rate = 0.1 if optimizer == "adamw" or matrix else 0.03
+        expected = rate * 0.5 if decay_on == "all" or path.endswith(KERNELS) else 0.0
+        assert share == pytest.approx(expected, abs=1e-6), path
+        assert told[path] == ("muon" if optimizer == "muon" and matrix else "adamw", pytest.approx(10 * expected))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "one_cycle", "cosine", "plateau"])
+def test_the_rates_told_are_the_optimisers(schedule):
+    model, recipe = small_model(), changed(schedule=schedule, precision="mixed_float16")
+    training.compile_model(model, recipe, steps_per_epoch=10)
+    told = training.rates(model, [0, 7, 29])
+    assert len(set(told.values())) == (1 if schedule in ("constant", "plateau") else 3)
+    for step, rate in told.items():
+        model.optimizer.inner_optimizer.iterations.assign(step)
+        assert rate == pytest.approx(float(model.optimizer.learning_rate))
+
+
+def idle_model():
+    """Logits that no weight can change, so that a step only decays."""
+    x = images = keras.Input((6, 6, 3))
+    x = keras.layers.Flatten()(keras.layers.Rescaling(0.0)(x))
+    return keras.Model(images, keras.layers.Dense(3, kernel_initializer="ones", use_bias=False, name="head")(x))
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_the_plateau_lowers_the_rate_and_fixed_decay_stays_what_it_was(fixed):
+    rate, decay = 0.1, 0.5
+    recipe = Recipe(
+        epochs=9, batch_size=12, learning_rate=rate, schedule="plateau", weight_decay=decay, fixed_decay=fixed
+    )
+    model, left = idle_model(), []
+    progress = training.Progress()
+    for _ in training.epochs(model, tiny(), recipe, progress):
+        left.append(float(keras.ops.mean(model.get_layer("head").kernel)))
+    assert progress.history["learning_rate"] == pytest.approx([rate] * 6 + [rate / 2] * 3)
+    steps = 4
+    lost = 1 - (np.array(left) / np.array([1, *left[:-1]])) ** (1 / steps)
+    np.testing.assert_allclose(lost, [rate * decay] * 6 + [rate * decay * (1 if fixed else 0.5)] * 3, rtol=1e-3)
+    assert training.rates(model, [0]) == {0: pytest.approx(rate)}  # as compiled
+    assert training.updates(model)[0]["decay"] == decay
 
 
 @pytest.mark.parametrize("ratio", [0.2, 1.0])
@@ -196,18 +279,105 @@ def test_the_test_images_decide_nothing():
         np.testing.assert_array_equal(a, b)
 
 
-def test_ema_keeps_averaged_weights():
-    recipe, data, averages = changed(epochs=1, ema=0.5), tiny(), []
-    plain = small_model()
-    training.compile_model(plain, recipe, steps_per_epoch=4)
-    for step in range(4):
-        plain.train_on_batch(*training.Batches(data.train, 3, recipe, 0)[step])
-        weights = keras.ops.convert_to_numpy(plain.get_layer("head").kernel)
-        averages.append((averages[-1] + weights) / 2 if averages else weights)
-    model, _, _ = run(recipe, data)
-    kept = keras.ops.convert_to_numpy(model.get_layer("head").kernel)
-    np.testing.assert_allclose(kept, averages[-1], rtol=1e-4, atol=1e-6)
-    assert np.abs(kept - weights).max() > 1e-4
+def step_by_step(recipe, data, model):
+    """At each epoch's end: NumPy's average of the trainable weights after every step, and the weights themselves."""
+    average, ends = None, []
+    steps = len(training.Batches(data.train, 3, recipe, 0))
+    training.compile_model(model, recipe, steps)
+    for epoch in range(recipe.epochs):
+        for step in range(steps):
+            model.train_on_batch(*training.Batches(data.train, 3, recipe, epoch)[step])
+            weights = [np.asarray(w, "float64") for w in model.trainable_weights]
+            pairs = zip(average or weights, weights, strict=True)
+            average = [recipe.ema * a + (1 - recipe.ema) * w for a, w in pairs]
+        ends.append((average, weights))
+    return ends
+
+
+def assert_close(weights, expected, tolerance):
+    for weight, other in zip(weights, expected, strict=True):
+        np.testing.assert_allclose(np.array(weight), other, atol=tolerance)
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.99, 0.999])
+def test_ema_equals_the_average_of_the_weights_after_every_step(momentum):
+    recipe, data = changed(ema=momentum, epochs=4, learning_rate=0.003), tiny()
+    model, progress = small_model(recipe.seed), training.Progress()
+    ends = step_by_step(recipe, data, small_model(recipe.seed))
+    for _ in training.epochs(model, data, recipe, progress):  # training goes on from the weights themselves
+        assert_close(model.trainable_weights, ends[progress.epoch - 1][1], 2e-6)
+    assert_close(model.trainable_weights, ends[progress.best_epoch][0], 1e-6)
+
+
+def test_ema_goes_with_the_statistics_that_its_weights_have():
+    """BatchNorm's moving average and variance are the means of what it has, batch by batch, with averaged weights."""
+    recipe, data, seen = changed(ema=0.9), tiny(), []
+    model, history, progress = run(recipe, data)
+    norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    reached = [[np.array(norm.moving_mean), np.array(norm.moving_variance)] for norm in norms]
+    assert {norm.momentum for norm in norms} == {0.8}  # as it was
+    batches = training.Batches(data.train, 3, recipe, progress.best_epoch)
+    for step in range(len(batches)):
+        for norm in norms:
+            norm.momentum = 0.0
+        model(batches[step][0], training=True)
+        seen.append([[np.array(norm.moving_mean), np.array(norm.moving_variance)] for norm in norms])
+    np.testing.assert_allclose(np.concatenate(np.mean(seen, axis=0)), np.concatenate(reached), rtol=1e-4, atol=1e-5)
+    assert history["val_accuracy"][progress.best_epoch] > 0.9
+
+
+def test_ema_reaches_what_the_weights_themselves_reach():
+    data = load_data("digits", limit=400)
+    reached = {}
+    for ema in (0.0, 0.9, 0.99):  # the last needs 500 steps
+        keras.utils.set_random_seed(0)
+        model = models.convmixer(data.input_shape, 10, dim=16, depth=1, patch_size=8, kernel_size=3)
+        recipe = Recipe(epochs=10, batch_size=8, learning_rate=0.02, schedule="one_cycle", flip=False, ema=ema)
+        *_, progress = training.epochs(model, data, recipe, training.Progress())
+        reached[ema] = progress.history["val_accuracy"][-1]
+    assert reached[0.0] > 0.9 and max(reached.values()) - min(reached.values()) <= 0.02, reached
+
+
+@pytest.mark.parametrize(
+    ("count", "recipe", "words"),
+    [
+        (129, Recipe(epochs=25), ["batch_size 128 and epochs 25 make 25 steps of 129", "batch_size 16 and epochs 125"]),
+        (43, Recipe(epochs=2, batch_size=64), ["batch_size 64 and epochs 2", "batch_size 4", "would make 1,000"]),
+        (640, Recipe(epochs=45, ema=0.999), ["ema 0.999 needs 5,000 steps", "has 225", "an ema of 0.977"]),
+    ],
+)
+def test_too_few_steps_are_warned_of_with_what_would_do(count, recipe, words):
+    split = Split(np.zeros((count, 1, 1, 3), "uint8"), np.zeros(count, int))
+    with pytest.warns(UserWarning) as caught:
+        training.warn_of_few_steps(split, recipe)
+    assert all(word in str(caught[0].message) for word in words), caught[0].message
+
+
+@pytest.mark.parametrize("recipe", [Recipe(epochs=40), Recipe(epochs=100, ema=0.99)])
+def test_enough_steps_are_not_warned_of(recipe):
+    split = Split(np.zeros((640, 1, 1, 3), "uint8"), np.zeros(640, int))
+    with warnings.catch_warnings(action="error"):
+        training.warn_of_few_steps(split, recipe)
+
+
+def test_evaluation_counts_what_the_predictions_say():
+    """Accuracy, top-5 accuracy and loss, once more by hand."""
+    rng = np.random.default_rng(0)
+    split = Split(rng.integers(0, 256, (50, 6, 6, 3), dtype="uint8"), rng.integers(0, 9, 50))
+    model = models.convmixer((6, 6, 3), 9, dim=8, depth=1, kernel_size=3)
+    model.get_layer("head").kernel.assign(rng.normal(0, 3, (8, 9)))
+    training.compile_model(model, Recipe(), 1)
+    logits = model.predict(split.images, verbose=0).astype("float64")
+    ranks = (logits > np.take_along_axis(logits, split.labels[:, None], 1)).sum(1)
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    expected = {
+        "loss": -log_p[np.arange(50), split.labels].mean(),
+        "accuracy": (ranks == 0).mean(),
+        "top5": (ranks < 5).mean(),
+    }
+    assert 0 < expected["accuracy"] < expected["top5"] < 1
+    for batch_size in (50, 7):
+        assert training.evaluate(model, split, batch_size) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
