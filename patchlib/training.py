@@ -238,7 +238,7 @@ def warn_of_few_steps(split: Split, recipe: Recipe) -> None:
     steps = recipe.epochs * count_steps(split, recipe)
     if steps < FEW_STEPS:
         batch_size = max(1, min(recipe.batch_size, 2 ** int(math.log2(max(1, len(split) / 8)))))
-        epochs = math.ceil(5 * FEW_STEPS * batch_size / len(split))
+        epochs = math.ceil(5 * FEW_STEPS / (len(split) // batch_size))
         warnings.warn(
             f"batch_size {recipe.batch_size} and epochs {recipe.epochs} make {steps} steps of {len(split)} training "
             f"images, too few to learn much: batch_size {batch_size} and epochs {epochs} would make "

@@ -1,3 +1,4 @@
+import datetime
 import json
 import os
 import shlex
@@ -13,7 +14,8 @@ import pytest
 from test_training import RECIPE, changed, small_model, tiny
 
 from patchlib import models, runs, training
-from patchlib.parameters import ConvMixer
+from patchlib.data import Data, Split
+from patchlib.parameters import ConvMixer, Recipe
 
 KEYS = [
     "schema",
@@ -21,6 +23,8 @@ KEYS = [
     "tier",
     "parameters",
     "effective_weight_decay",
+    "updates",
+    "steps_per_epoch",
     "seed",
     "dataset",
     "model",
@@ -54,6 +58,62 @@ def test_a_run_leaves_a_card_and_a_model_in_its_folder_and_nothing_else(tmp_path
     loaded, test = keras.saving.load_model(tmp_path / "run" / "model.keras"), tiny().test
     counted = (loaded.predict(test.images, verbose=0).argmax(axis=1) == test.labels).mean()
     np.testing.assert_allclose(card["metrics"]["test_accuracy"], counted, atol=1e-6)
+
+
+def test_every_number_of_a_card_is_what_it_says(tmp_path, capsys):
+    """Recomputed from the saved model's predictions, the data and the model, and from nothing of the package's own."""
+    rng = np.random.default_rng(0)
+    splits = [Split(rng.integers(0, 256, (n, 6, 6, 3), dtype="uint8"), rng.integers(0, 7, n)) for n in (50, 31, 33)]
+    data = Data("noise", *splits, tuple("abcdefg"), "noise")
+    keras.utils.set_random_seed(3)
+    model = models.convmixer((6, 6, 3), 7, dim=8, depth=1, kernel_size=3, batchnorm_momentum=0.5)
+    recipe = Recipe(epochs=5, batch_size=12, learning_rate=0.1, weight_decay=0.3, seed=4)
+    before = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+    card = runs.train(model, data, recipe, tmp_path)
+
+    predicted = [keras.saving.load_model(tmp_path / "model.keras").predict(s.images, verbose=0) for s in splits]
+    ranks = [(p > np.take_along_axis(p, s.labels[:, None], 1)).sum(1) for p, s in zip(predicted, splits, strict=True)]
+    (_, validated, tested), history = ranks, card["history"]
+    assert card["metrics"] == {
+        "val_accuracy": pytest.approx((validated == 0).mean(), abs=1e-6),
+        "test_accuracy": pytest.approx((tested == 0).mean(), abs=1e-6),
+        "test_top5": pytest.approx((tested < 5).mean(), abs=1e-6),
+    }
+    assert card["metrics"]["test_accuracy"] < card["metrics"]["test_top5"]
+    assert card["best_epoch"] == 1 + history["val_accuracy"].index(max(history["val_accuracy"]))  # epochs count from 1
+
+    names = {"loss", "accuracy", "learning_rate", "seconds", "val_loss", "val_accuracy", "val_top5"}
+    assert set(history) == names and {len(values) for values in history.values()} == {5}
+    assert history["learning_rate"] == pytest.approx([0.1] * 5)
+    steady = np.median(history["seconds"][1:])
+    assert card["time"] == {
+        "seconds": pytest.approx(sum(history["seconds"])),
+        "seconds_per_epoch": pytest.approx(steady),
+        "images_per_second": pytest.approx(50 / steady),
+    }
+    assert card["steps_per_epoch"] == 4 and "4 steps an epoch, 20 in all" in capsys.readouterr().out
+    assert card["dataset"].items() >= {"name": "noise", "train": 50, "validation": 31, "test": 33}.items()
+    assert (card["schema"], card["architecture"], card["tier"], card["seed"]) == (1, "convmixer", None, 4)
+    assert card["parameters"] == recipe.model_dump()
+    weights = {weight.path: weight for weight in model.trainable_weights}
+    (decayed, others) = sorted(card["updates"], key=lambda row: -row["decay"])
+    assert card["effective_weight_decay"] == pytest.approx(0.03)
+    assert (decayed["decay"], others["decay"], decayed["rate"], others["rate"]) == (0.3, 0.0, 1.0, 1.0)
+    assert set(decayed["weights"]) == {path for path in weights if path.endswith("kernel")}
+    assert {*decayed["weights"], *others["weights"]} == set(weights)
+    trainable = sum(int(np.prod(w.shape)) for w in weights.values())
+    assert card["model"]["trainable_parameters"] == trainable < card["model"]["parameters"]
+    assert card["model"]["parameters"] == trainable + 3 * 2 * 8  # three BatchNorms' moving averages
+    assert (
+        before <= datetime.datetime.fromisoformat(card["started"]) <= datetime.datetime.fromisoformat(card["finished"])
+    )
+    assert card["versions"]["numpy"] == np.__version__ and card["versions"]["backend"] == keras.backend.backend()
+    assert card["hardware"]["cores"] >= 1
+
+
+def test_too_few_steps_are_warned_of_before_training(tmp_path):
+    with pytest.warns(UserWarning, match="batch_size 12 and epochs 3 make 12 steps of 48"):
+        runs.train(small_model(), tiny(), RECIPE, tmp_path)
 
 
 def test_the_test_set_is_read_once_and_at_the_end(tmp_path, monkeypatch):

@@ -335,7 +335,7 @@ def test_ema_reaches_what_the_weights_themselves_reach():
         recipe = Recipe(epochs=10, batch_size=8, learning_rate=0.02, schedule="one_cycle", flip=False, ema=ema)
         *_, progress = training.epochs(model, data, recipe, training.Progress())
         reached[ema] = progress.history["val_accuracy"][-1]
-    assert reached[0.0] > 0.9 and max(reached.values()) - min(reached.values()) <= 0.02, reached
+    assert reached[0.0] > 0.85 and max(reached.values()) - min(reached.values()) <= 0.02, reached
 
 
 @pytest.mark.parametrize(
