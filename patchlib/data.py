@@ -106,12 +106,7 @@ class Data:
 
 
 def load_data(
-    name: str | os.PathLike,
-    *,
-    image_size: int = 0,
-    limit: int = 0,
-    validation: str = "stratified",
-    patch_size: int = 0,
+    name: str | os.PathLike, *, image_size: int = 0, limit: int = 0, validation: str = "stratified", patch_size: int = 0
 ) -> Data:
     """Load a data set into memory.
 
@@ -136,8 +131,7 @@ def load_data(
         A ``Data`` of uint8 images (N, H, W, 3) and int64 labels (N,).
 
     Raises:
-        DataError: an argument is none, the name is unknown, or the data isn't to be had or broken; the sentence says
-            which.
+        DataError: an argument isn't accepted, the name is unknown, or the data is missing or broken.
     """
     for key, value in {"image_size": image_size, "limit": limit, "patch_size": patch_size}.items():
         if not isinstance(value, numbers.Integral) or value < 0:
@@ -146,17 +140,22 @@ def load_data(
         raise DataError(f"validation: received {validation!r}, accepted: 'stratified', 'first' or 'last'.")
     if image_size:
         _refuse_untiled((image_size, image_size), patch_size)
-    name = f"./{name}" if isinstance(name, Path) and str(name) in NAMES else str(name)
+    name = f"./{name}" if isinstance(name, os.PathLike) and str(name) in NAMES else str(name)
+    data = _load(name, image_size, limit, validation, patch_size)
+    if any(data.duplicates.values()):
+        also = "{validation} validation images stand in train too, and {test} test images in train or validation"
+        print("duplicates:", also.format(**data.duplicates))
+    return data
+
+
+def _load(name, image_size, limit, validation, patch_size):
     train, test, classes = _source(name, image_size, patch_size)
     train, test = _resized(train, image_size), _resized(test, image_size)
     train, held_out, rule = _validation_apart(train, validation, name, classes)
     if limit:
         train = _take(train, np.sort(np.random.default_rng(0).permutation(len(train))[:limit]))
-    data = Data(name, train, held_out, test, tuple(classes), _fingerprint((train, held_out, test), classes), rule)
-    if any(data.duplicates.values()):
-        also = "{validation} validation images stand in train too, and {test} test images in train or validation"
-        print("duplicates:", also.format(**data.duplicates))
-    return data
+    splits = train, held_out, test
+    return Data(str(name), *splits, tuple(classes), _fingerprint(splits, classes), rule)
 
 
 def _source(name, image_size, patch_size):
@@ -195,15 +194,12 @@ def _refuse_untiled(size, patch_size):
 def _validation_apart(train, rule, name, classes) -> tuple[Split, Split, str]:
     """The training images, the tenth of them that validates, and the rule by which it was really chosen."""
     if rule != "stratified":
-        chosen = np.zeros(len(train), bool)
-        tenth = len(train) // 10
-        chosen[slice(tenth) if rule == "first" else slice(len(train) - tenth, None)] = True
-        parts = _take(train, ~chosen), _take(train, chosen)
-        why = "is CIFAR's published split"
-        if name in ("cifar10", "cifar100"):
-            if all(set(part.labels) == set(train.labels) for part in parts):
-                return *parts, rule
-            why = "leaves a class out"
+        place, tenth = np.arange(len(train)), len(train) // 10
+        chosen = place < tenth if rule == "first" else place >= len(train) - tenth
+        parts, cifar = (_take(train, ~chosen), _take(train, chosen)), name in ("cifar10", "cifar100")
+        if cifar and all(set(part.labels) == set(train.labels) for part in parts):
+            return *parts, rule
+        why = "leaves a class out" if cifar else "is CIFAR's published split"
         print(f"validation: {rule!r} {why}; here a tenth of each class validates instead")
     return *_split_off(train.images, train.labels, 0.1, classes), "stratified"
 
@@ -218,9 +214,7 @@ def _split_off(images, labels, fraction, classes) -> tuple[Split, Split]:
     for label, name in enumerate(classes):
         members = np.flatnonzero(labels == label)
         if len(members) == 1:
-            raise DataError(
-                f"class {name!r} has too few images: at least 2 are needed, 3 where there's no test folder."
-            )
+            raise DataError(f"class {name!r} has too few images: at least 2 are needed, 3 without a test folder.")
         count = max(1, round(fraction * len(members))) if len(members) else 0
         chosen[rng.permutation(members)[:count]] = True
     whole = Split(images, labels)

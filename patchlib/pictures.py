@@ -73,8 +73,7 @@ def load_picture(picture, size: int | tuple[int, int] | None = None) -> np.ndarr
         uint8 of shape (H, W, 3): red, green, blue, 0 to 255.
 
     Raises:
-        DataError: the picture can't be read, or it's of a kind whose black and white can't be told; or the size is
-            none.
+        DataError: the picture can't be read, its pixels don't say what is white, or ``size`` isn't accepted.
     """
     height_width = None if size is None else _height_width(size)
     try:
