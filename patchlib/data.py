@@ -143,8 +143,8 @@ def load_data(
     name = f"./{name}" if isinstance(name, os.PathLike) and str(name) in NAMES else str(name)
     data = _load(name, image_size, limit, validation, patch_size)
     if any(data.duplicates.values()):
-        also = "{validation} validation images stand in train too, and {test} test images in train or validation"
-        print("duplicates:", also.format(**data.duplicates))
+        counts = "{validation} of validation are in train too, {test} of test in train or validation"
+        print("duplicate images:", counts.format(**data.duplicates))
     return data
 
 

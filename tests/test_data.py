@@ -123,7 +123,7 @@ def test_splits_are_a_partition_and_labels_stay_with_their_images(source, rule, 
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", [source for source in SOURCES if source is not digits])  # which would take seconds
 def test_limit_draws_whatever_the_class_and_leaves_validation_and_test_alone(source, rule, tmp_path, monkeypatch):
     name, _, _ = source(tmp_path, monkeypatch)
     whole = load_data(name, validation=rule)
@@ -371,7 +371,7 @@ def test_images_in_more_than_one_split_are_counted(tmp_path, monkeypatch, capsys
         "test": also_in(data.test, data.train, data.validation),
     }
     assert data.duplicates == data.describe()["duplicates"] == counts == {"validation": 2, "test": 3}
-    assert re.search(r"\b2 validation images\b.*\b3 test images\b", out) and out.count("\n") == 1
+    assert out == "duplicate images: 2 of validation are in train too, 3 of test in train or validation\n"
 
 
 @pytest.mark.parametrize("source", SOURCES)
