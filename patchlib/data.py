@@ -3,20 +3,26 @@
 Nothing falls back from one data set to another: what can't be had is an error that says what to put where.
 """
 
+import functools
 import hashlib
+import json
+import math
+import numbers
 import os
 import zipfile
 import zlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from patchlib.parameters import nearest
+from patchlib.pictures import DataError, find_pictures, is_picture, load_picture
 
 NAMES = ("digits", "cifar10", "cifar100")
-SUFFIXES = (".png", ".jpg", ".jpeg")
+RULES = ("stratified", "first", "last")
 
 # Keras and the npz files give numbers only; these are the data sets' own names, in the order of the labels.
 _CLASSES = {
@@ -29,10 +35,6 @@ _CLASSES = {
         shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone
         television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm""",
 }
-
-
-class DataError(ValueError):
-    """A data set is unknown, missing or broken."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,11 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """Three splits of one data set, its class names, and the sha256 of all their pixels and labels."""
+    """Three splits of one data set, and its class names in the order of the labels.
+
+    ``fingerprint`` is the sha256 of all shapes, pixels, labels and class names. ``split`` is the rule by which the
+    validation images were chosen, "stratified", "first" or "last"; "own" where ``load_data`` didn't choose them.
+    """
 
     name: str
     train: Split
@@ -56,6 +62,7 @@ class Data:
     test: Split
     classes: tuple[str, ...]
     fingerprint: str
+    split: str = "own"
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -75,6 +82,16 @@ class Data:
     def num_classes(self) -> int:
         return len(self.classes)
 
+    @functools.cached_property
+    def duplicates(self) -> dict[str, int]:
+        """How many validation images stand in train too, and how many test images in train or validation."""
+        train, validation, test = (
+            [hashlib.sha256(image).digest() for image in np.ascontiguousarray(split.images)]
+            for split in (self.train, self.validation, self.test)
+        )
+        seen, known = set(train), {*train, *validation}
+        return {"validation": sum(i in seen for i in validation), "test": sum(i in known for i in test)}
+
     def describe(self) -> dict:
         """What a run card says of its data."""
         return {
@@ -83,61 +100,108 @@ class Data:
             "train": len(self.train),
             "validation": len(self.validation),
             "test": len(self.test),
+            "split": self.split,
+            "duplicates": self.duplicates,
         }
 
 
-def load_data(name: str, *, image_size: int = 0, limit: int = 0, validation: str = "stratified") -> Data:
+def load_data(
+    name: str | os.PathLike, *, image_size: int = 0, limit: int = 0, validation: str = "stratified", patch_size: int = 0
+) -> Data:
     """Load a data set into memory.
+
+    Prints a line where something isn't as one might expect: files skipped, another rule for the validation images,
+    images that stand in two splits.
 
     Args:
         name: "digits" (bundled with scikit-learn, brought to 32 x 32 x 3), "cifar10" or "cifar100"
             (``$PATCHLIB_DATA/<name>.npz`` if it's there, else Keras' download), the path of an ``.npz`` file in Keras'
             layout (x_train, y_train, x_test, y_test, and class names in ``classes`` if wanted), or the path of a folder
-            ``train/<class>/*.png|jpg`` with an optional ``test/<class>/``. Without it a fifth of each class tests.
-        image_size: bring every image to this many pixels a side (the middle square, bicubic). 0 keeps the size, and
-            a folder's images must then be of one size.
+            ``train/<class>/`` of pictures, nested as they may be, with an optional ``test/<class>/``. Without it a
+            fifth of each class tests. A ``Path`` is never a built-in name.
+        image_size: bring every image to this many pixels a side (see ``load_picture``). 0 keeps the size, and a
+            folder's images must then be of one size.
         limit: keep at most this many training images, the same ones each time; 0 keeps all. The others stay whole.
-        validation: which tenth of the training images validates: "stratified" (of each class, the same ones each time),
-            or the "first" or the "last" of them, as Keras' examples do.
+        validation: which tenth of the training images validates: "stratified" (of each class, the same ones each
+            time), or the "first" or the "last" of them, as Keras' examples do with CIFAR. Where that leaves a class
+            out, and for all other data, which may come in the order of classes, it's "stratified" nonetheless.
+        patch_size: refuse images that squares of this many pixels a side don't tile; 0 takes all.
 
     Returns:
         A ``Data`` of uint8 images (N, H, W, 3) and int64 labels (N,).
 
     Raises:
-        DataError: the name is unknown, the data isn't to be had, or it's broken; the sentence says which.
+        DataError: an argument isn't accepted, the name is unknown, or the data is missing or broken.
     """
+    for key, value in {"image_size": image_size, "limit": limit, "patch_size": patch_size}.items():
+        if not isinstance(value, numbers.Integral) or value < 0:
+            raise DataError(f"{key}: received {value!r}, accepted: 0 or a positive whole number.")
+    if validation not in RULES:
+        raise DataError(f"validation: received {validation!r}, accepted: 'stratified', 'first' or 'last'.")
+    if image_size:
+        _refuse_untiled((image_size, image_size), patch_size)
+    name = f"./{name}" if isinstance(name, os.PathLike) and str(name) in NAMES else str(name)
+    data = _load(name, image_size, limit, validation, patch_size)
+    if any(data.duplicates.values()):
+        counts = "{validation} of validation are in train too, {test} of test in train or validation"
+        print("duplicate images:", counts.format(**data.duplicates))
+    return data
+
+
+def _load(name, image_size, limit, validation, patch_size):
+    train, test, classes = _source(name, image_size, patch_size)
+    train, test = _resized(train, image_size), _resized(test, image_size)
+    train, held_out, rule = _validation_apart(train, validation, name, classes)
+    if limit:
+        train = _take(train, np.sort(np.random.default_rng(0).permutation(len(train))[:limit]))
+    splits = train, held_out, test
+    return Data(str(name), *splits, tuple(classes), _fingerprint(splits, classes), rule)
+
+
+def _source(name, image_size, patch_size):
+    """The training images, the test images and the class names of a data set, before anything is done to them."""
     path = Path(name).expanduser()
-    if name == "digits":
-        train, test, classes = _digits()
-    elif name in NAMES:
-        train, test, classes = _cifar(name)
+    if name in NAMES:
+        if path.is_dir():
+            print(f"{name!r} is the built-in data set; the folder of that name is './{name}'")
+        train, test, classes = _digits() if name == "digits" else _cifar(name)
     elif path.is_dir():
-        train, test, classes = _folder(path, image_size)
+        return _folder(path, image_size, patch_size)
     elif path.suffix == ".npz" and path.is_file():
         train, test, classes = _npz(path)
-    elif path.suffix == ".npz" or "/" in str(name):
+    elif path.suffix == ".npz" or "/" in name:
         raise DataError(f"data set {name!r}: there is no such file or folder (looked for {path.absolute()}).")
     else:
         raise DataError(
             f"unknown data set {name!r}: did you mean {nearest(name, NAMES)!r}? Accepted: {', '.join(NAMES)}, "
             "or the path of an .npz file or of a folder train/<class>/*.png."
         )
-    train, test = _resized(train, image_size), _resized(test, image_size)
-    tenth = len(train) // 10
-    if validation == "stratified":
-        train, held_out = _split_off(train.images, train.labels, 0.1, classes)
-    elif validation == "first" and tenth:
-        held_out, train = _take(train, slice(None, tenth)), _take(train, slice(tenth, None))
-    elif validation == "last" and tenth:
-        held_out, train = _take(train, slice(-tenth, None)), _take(train, slice(None, -tenth))
-    else:
+    if not image_size:
+        _refuse_untiled(train.images.shape[1:3], patch_size)
+    return train, test, classes
+
+
+def _refuse_untiled(size, patch_size):
+    if patch_size and any(side % patch_size for side in size):
+        common = math.gcd(*size)
+        fitting = ", ".join(str(patch) for patch in range(1, common + 1) if common % patch == 0)
         raise DataError(
-            f"validation: received {validation!r} for {len(train)} training images, accepted: 'stratified', "
-            "or 'first' or 'last' for 10 images and more."
+            f"patch_size: images of {size[0]} x {size[1]} pixels aren't tiled by patches of {patch_size}, "
+            f"accepted: {fitting}; image_size brings images to another size."
         )
-    if limit:
-        train = _take(train, np.sort(np.random.default_rng(0).permutation(len(train))[:limit]))
-    return Data(str(name), train, held_out, test, tuple(classes), _fingerprint(train, held_out, test))
+
+
+def _validation_apart(train, rule, name, classes) -> tuple[Split, Split, str]:
+    """The training images, the tenth of them that validates, and the rule by which it was really chosen."""
+    if rule != "stratified":
+        place, tenth = np.arange(len(train)), len(train) // 10
+        chosen = place < tenth if rule == "first" else place >= len(train) - tenth
+        parts, cifar = (_take(train, ~chosen), _take(train, chosen)), name in ("cifar10", "cifar100")
+        if cifar and all(set(part.labels) == set(train.labels) for part in parts):
+            return *parts, rule
+        why = "leaves a class out" if cifar else "is CIFAR's published split"
+        print(f"validation: {rule!r} {why}; here a tenth of each class validates instead")
+    return *_split_off(train.images, train.labels, 0.1, classes), "stratified"
 
 
 def _take(split: Split, index) -> Split:
@@ -150,17 +214,15 @@ def _split_off(images, labels, fraction, classes) -> tuple[Split, Split]:
     for label, name in enumerate(classes):
         members = np.flatnonzero(labels == label)
         if len(members) == 1:
-            raise DataError(
-                f"class {name!r} has too few images: at least 2 are needed, 3 where there's no test folder."
-            )
+            raise DataError(f"class {name!r} has too few images: at least 2 are needed, 3 without a test folder.")
         count = max(1, round(fraction * len(members))) if len(members) else 0
         chosen[rng.permutation(members)[:count]] = True
     whole = Split(images, labels)
     return _take(whole, ~chosen), _take(whole, chosen)
 
 
-def _fingerprint(*splits: Split) -> str:
-    digest = hashlib.sha256()
+def _fingerprint(splits, classes) -> str:
+    digest = hashlib.sha256(json.dumps([[split.images.shape for split in splits], classes]).encode())
     for split in splits:
         digest.update(np.ascontiguousarray(split.images))
         digest.update(split.labels.astype("<i8"))
@@ -170,8 +232,7 @@ def _fingerprint(*splits: Split) -> str:
 def _resized(split: Split, size: int) -> Split:
     if not size or split.images.shape[1:3] == (size, size):
         return split
-    fitted = [ImageOps.fit(Image.fromarray(image), (size, size)) for image in split.images]
-    return Split(np.stack([np.asarray(image) for image in fitted]), split.labels)
+    return Split(np.stack([load_picture(Image.fromarray(image), size) for image in split.images]), split.labels)
 
 
 def _digits():
@@ -216,12 +277,14 @@ def _npz(path, classes=None):
         raise DataError(f"{path} lacks {', '.join(missing)}: it holds {', '.join(arrays) or 'nothing'}.")
     train, test = (_checked(path, part, arrays[f"x_{part}"], arrays[f"y_{part}"]) for part in ("train", "test"))
     count = int(max(train.labels.max(), test.labels.max())) + 1
-    classes = classes or [str(c) for c in arrays.get("classes", range(count))]
+    classes = classes or np.asarray(arrays.get("classes", range(count))).reshape(-1).astype(str).tolist()
     if count < 2 or len(classes) < count:
         raise DataError(
             f"{path} has labels from 0 to {count - 1} and {len(classes)} class name(s): "
             "accepted are at least 2 classes, with a name for each label."
         )
+    if twice := [name for name, times in Counter(classes).items() if times > 1]:
+        raise DataError(f"{path}: {', '.join(map(repr, twice))} is the name of more than one class.")
     if train.images.shape[1:] != test.images.shape[1:]:
         raise DataError(f"{path}: x_train is of {train.images.shape}, x_test of {test.images.shape}.")
     return train, test, classes
@@ -234,52 +297,53 @@ def _checked(path, part, images, labels) -> Split:
         raise DataError(
             f"{path}: x_{part} is {images.dtype} of shape {images.shape}, accepted: uint8 of shape (N, H, W, 3)."
         )
-    labels = labels.reshape(-1)
-    if not np.issubdtype(labels.dtype, np.integer) or len(labels) != len(images) or labels.min() < 0:
+    count = len(images)
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape not in ((count,), (count, 1)):
         raise DataError(
-            f"{path}: y_{part} is {labels.dtype} of shape {labels.shape}, accepted: {len(images)} integers from 0 on."
+            f"{path}: y_{part} is {labels.dtype} of shape {labels.shape}, accepted: {count} integers from 0 on, "
+            f"of shape ({count},) or ({count}, 1), which one-hot labels become by argmax(axis=1)."
         )
-    return Split(np.broadcast_to(images, (*images.shape[:3], 3)), labels.astype("int64"))
+    if labels.min() < 0:
+        raise DataError(f"{path}: y_{part} goes from {labels.min()} to {labels.max()}, accepted: integers from 0 on.")
+    return Split(np.broadcast_to(images, (*images.shape[:3], 3)), labels.reshape(-1).astype("int64"))
 
 
-def _folder(path, size):
+def _folder(path, size, patch_size):
     if not (path / "train").is_dir():
-        raise DataError(f"{path} has no folder 'train': expected {path}/train/<class>/*.png or .jpg.")
-    classes = sorted(p.name for p in (path / "train").iterdir() if p.is_dir() and not p.name.startswith("."))
+        raise DataError(f"{path} has no folder 'train': expected {path}/train/<class>/*.png.")
+    classes = _subfolders(path / "train")
     if len(classes) < 2:
         raise DataError(f"{path}/train has {len(classes)} class(es) ({', '.join(classes)}): at least 2 are needed.")
-    images, labels = _pictures(path / "train", classes, size)
-    if not (path / "test").is_dir():
+    parts = [path / part for part in ("train", "test") if (path / part).is_dir()]
+    if others := set(_subfolders(parts[-1])) - set(classes):
+        raise DataError(f"{parts[-1]} has {', '.join(sorted(others))}, which {path}/train has not.")
+    found = [[find_pictures(part / name) for name in classes] for part in parts]
+    if skipped := sum((others for part in found for _, others in part), Counter()):
+        kinds = ", ".join(f"{suffix} {count}" for suffix, count in sorted(skipped.items(), key=lambda s: (-s[1], s[0])))
+        print(f"skipped {skipped.total()} files that aren't pictures: {kinds}")
+    if loose := sum(is_picture(file) for part in parts for file in part.iterdir()):
+        print(f"skipped {loose} picture(s) outside of the class folders")
+    images = _read([file for part in found for files, _ in part for file in files], size, patch_size)
+    labels = np.concatenate([np.full(len(files), label) for part in found for label, (files, _) in enumerate(part)])
+    if len(parts) == 1:
         return *_split_off(images, labels, 0.2, classes), classes
-    others = {p.name for p in (path / "test").iterdir() if p.is_dir() and not p.name.startswith(".")} - set(classes)
-    if others:
-        raise DataError(f"{path}/test has {', '.join(sorted(others))}, which {path}/train has not.")
-    test = Split(*_pictures(path / "test", classes, size))
-    if test.images.shape[1:] != images.shape[1:]:
-        raise DataError(f"{path}: train is of {images.shape[1:]}, test of {test.images.shape[1:]}; give an image_size.")
-    return Split(images, labels), test, classes
+    whole, count = Split(images, labels), sum(len(files) for files, _ in found[0])
+    return _take(whole, slice(count)), _take(whole, slice(count, None)), classes
 
 
-def _pictures(folder, classes, size):
-    """Every picture of a folder <class>/*, brought to (size, size) where a size is given."""
-    images, labels, first = [], [], None
-    for label, name in enumerate(classes):
-        files = sorted(p for p in (folder / name).glob("*") if p.suffix.lower() in SUFFIXES)
-        if not files:
-            raise DataError(f"{folder / name} has no picture: accepted are files ending in {', '.join(SUFFIXES)}.")
-        for file in files:
-            try:
-                with Image.open(file) as picture:
-                    picture = ImageOps.exif_transpose(picture).convert("RGB")
-            except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-                raise DataError(f"{file} can't be read as a picture ({error}).") from error
-            if size:
-                picture = ImageOps.fit(picture, (size, size))
-            first = first or (file, picture.size)
-            if picture.size != first[1]:
-                raise DataError(
-                    f"{file} has {picture.size} pixels, {first[0]} has {first[1]}: give an image_size to fit both."
-                )
-            images.append(np.asarray(picture))
-            labels.append(label)
-    return np.stack(images), np.array(labels, "int64")
+def _subfolders(path):
+    return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _read(files, size, patch_size):
+    """Pictures as one array; they must be of the first one's size, or are brought to (size, size)."""
+    for i, file in enumerate(files):
+        picture = load_picture(file, size or None)
+        if i == 0:
+            _refuse_untiled(picture.shape[:2], patch_size)
+            images = np.empty((len(files), *picture.shape), "uint8")
+        if picture.shape != images.shape[1:]:
+            other, first = (" x ".join(map(str, shape[:2])) for shape in (picture.shape, images.shape[1:]))
+            raise DataError(f"{file} is of {other} pixels, {files[0]} of {first}: give an image_size to fit both.")
+        images[i] = picture
+    return images

@@ -15,8 +15,8 @@ from bite import BUGS
 from patchlib import runs
 
 ROOT = Path(__file__).parents[1]
-ORDER = ["parameters", "data", "augment", "reference", "layers", "models", "training", "runs", "checks", "plots"]
-ORDER += ["compare", "batch", "__main__"]
+ORDER = ["parameters", "pictures", "data", "augment", "reference", "layers", "models", "training", "runs", "checks"]
+ORDER += ["plots", "compare", "batch", "__main__"]
 
 
 @pytest.mark.parametrize("name", ORDER)

@@ -1,0 +1,125 @@
+"""Picture files, found and read: one reader for training and prediction, so that both see the same pixels."""
+
+import functools
+import numbers
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# Data, films, and drawings that another program has to paint.
+_NOT_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+_BITS_PER_SAMPLE = 258  # a tag of TIFF
+
+
+class DataError(ValueError):
+    """A data set or a picture is unknown, missing or broken."""
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """The formats that Pillow reads as pictures, in the order in which it tries them."""
+    Image.init()
+    return tuple(name for name in Image.ID if name not in _NOT_PICTURES)
+
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """The file name endings of pictures: ".png", ".jpg", ".webp" and whatever else Pillow reads, in lower case."""
+    readable = {*_formats(), "MPO"}  # MPO: two JPEGs in one file, read by JPEG's plugin
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in readable)
+
+
+def is_picture(file: Path) -> bool:
+    """Whether it's a file with a picture's suffix, and not a hidden one."""
+    return file.suffix.lower() in suffixes() and file.is_file() and not file.name.startswith(".")
+
+
+def find_pictures(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """All pictures below a folder, sorted by their paths, and how many other files there are of each suffix.
+
+    Hidden files and folders are passed over.
+
+    Raises:
+        DataError: there's no picture.
+    """
+    pictures, others = [], Counter()
+    for file in sorted(folder.rglob("*"), key=Path.as_posix):
+        if any(part.startswith(".") for part in file.relative_to(folder).parts) or not file.is_file():
+            continue
+        if is_picture(file):
+            pictures.append(file)
+        else:
+            others[file.suffix.lower() or "without suffix"] += 1
+    if not pictures:
+        raise DataError(f"{folder} has no picture: accepted are .png, .jpg, .webp and whatever else Pillow reads.")
+    return pictures, others
+
+
+def load_picture(picture, size: int | tuple[int, int] | None = None) -> np.ndarray:
+    """A picture's pixels, as training and prediction see them.
+
+    The picture stands as the camera was held (EXIF's orientation), transparency lies on white, and grey of 16 bits
+    keeps its high byte, as Pillow does with 16-bit colour. Of several frames or pages it's the first.
+
+    Args:
+        picture: a path, an open binary file, or a PIL image, which is left as it was.
+        size: pixels a side of a square, or (height, width) such as ``model.input_shape[1:3]``: the largest middle
+            part of that shape is cut out and resized (bicubic), never stretched. None keeps the size.
+
+    Returns:
+        uint8 of shape (H, W, 3): red, green, blue, 0 to 255.
+
+    Raises:
+        DataError: the picture can't be read, its pixels don't say what is white, or ``size`` isn't accepted.
+    """
+    height_width = None if size is None else _height_width(size)
+    try:
+        image = _rgb(picture) if isinstance(picture, Image.Image) else _opened(picture)
+    except Exception as error:  # broken bytes make decoders raise nearly anything
+        named = isinstance(picture, (str, os.PathLike))
+        name = os.fspath(picture) if named else f"this {type(picture).__name__}"
+        raise DataError(f"{name} can't be read as a picture ({error}).") from error
+    return np.array(ImageOps.fit(image, height_width[::-1]) if height_width else image)
+
+
+def _height_width(size):
+    sides = (size, size) if isinstance(size, numbers.Integral) else size
+    try:
+        height, width = sides
+        if isinstance(size, bool) or not all(isinstance(side, numbers.Integral) and side > 0 for side in sides):
+            raise ValueError
+    except (TypeError, ValueError):
+        accepted = "None, or whole numbers from 1 on: one for a square, or (height, width)"
+        raise DataError(f"size: received {size!r}, accepted: {accepted}.") from None
+    return int(height), int(width)
+
+
+def _opened(file):
+    with Image.open(file, formats=_formats()) as image:
+        return _rgb(image)
+
+
+def _rgb(image):
+    image.load()
+    depth = 12 if getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE) == (12,) else 16
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        return _from_deep_grey(image, depth)
+    if image.mode == "F":
+        raise ValueError("mode F: floating-point pixels don't say what is white, accepted are whole numbers")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _from_deep_grey(image, depth):
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if low < 0 or high > 65535:
+        raise ValueError(f"mode {image.mode}: grey from {low} to {high}, accepted are 8 bits, or 16: 0 to 65535")
+    hidden = values == image.info.get("transparency", -1)
+    return Image.fromarray(np.where(hidden, 255, values >> (depth - 8)).astype("uint8")).convert("RGB")
