@@ -122,6 +122,8 @@ class TransformerBlock(Block):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        positive(mlp_dim=mlp_dim)
+        fraction(dropout=dropout, attention_dropout=attention_dropout, stochastic_depth=stochastic_depth)
         one_of(("input", "normalized"), skip=skip)
         self.heads = heads
         self.key_dim = key_dim
