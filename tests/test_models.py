@@ -366,19 +366,18 @@ def test_vits_head_starts_near_zero_and_its_positions_small():
 
 
 @pytest.mark.parametrize("build", SMALL, ids=lambda build: build.__name__)
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_every_model_trains_and_comes_back_from_disk(build, dtype, tmp_path):
+def test_every_model_trains_and_comes_back_from_disk(build, tmp_path):
     keras.utils.set_random_seed(0)
-    model = build(num_classes=3, dtype=dtype, **SMALL[build])
+    model = build(num_classes=3, **SMALL[build])
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype="uint8")
     compile_model(model, Recipe(learning_rate=2e-3), steps_per_epoch=1)
     losses = [model.train_on_batch(images, np.eye(3, dtype="float32")[[0, 1, 2, 0]])[0] for _ in range(12)]
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    logits = loaded.predict(images, verbose=0)
+    logits, expected = (keras.ops.convert_to_numpy(trained(images, training=False)) for trained in (loaded, model))
     assert logits.shape == (4, 3) and logits.dtype == np.float32
-    np.testing.assert_allclose(logits, model.predict(images, verbose=0), atol=1e-6)
+    np.testing.assert_allclose(logits, expected, atol=1e-6)
 
 
 def test_batchnorm_and_layer_names_are_as_asked():
@@ -414,10 +413,9 @@ def test_impossible_sizes_are_refused():
         models.vit(pool="max")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_a_saved_model_classifies_a_picture_in_a_fresh_python(tmp_path, dtype):
+def test_a_saved_model_classifies_a_picture_in_a_fresh_python(tmp_path):
     keras.utils.set_random_seed(0)
-    model = models.convmixer(dim=8, depth=1, dtype=dtype)
+    model = models.convmixer(dim=8, depth=1, dtype="mixed_bfloat16")
     picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype="uint8")
     Image.fromarray(picture).save(tmp_path / "picture.png")
     model.save(tmp_path / "model.keras")
