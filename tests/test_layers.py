@@ -1,6 +1,8 @@
 """The layer contract, for every exported layer, and the layers against their NumPy definitions."""
 
+import functools
 import inspect
+import math
 
 import keras
 import numpy as np
@@ -103,9 +105,103 @@ CONTRACT = {
 }
 EVERY = pytest.mark.parametrize("name", CONTRACT)
 
+# For each argument of each layer: another value than the one above or the default, and what this must change and
+# nothing else: the "output", what happens in "training" alone, what is remembered of it ("moving"), the "start" of the
+# weights, the "shape" of the output, or the shapes of the weights of the named parts.
+ATTENTION = {"query", "key", "value", "output"}
+ARGUMENTS = {
+    "ConvStem": {
+        "dim": (5, {"embed", "norm", "shape"}),
+        "patch_size": (1, {"embed", "shape"}),
+        "activation": ("relu", {"output", "moving"}),
+        "momentum": (0.5, {"moving"}),
+        "epsilon": (0.1, {"output"}),
+    },
+    "ConvMixerBlock": {
+        "dim": (5, ValueError),  # it must equal the input's
+        "kernel_size": (5, {"depthwise"}),
+        "activation": ("relu", {"output", "moving"}),
+        "momentum": (0.5, {"moving"}),
+        "epsilon": (0.1, {"output", "moving"}),  # one norm's output is what the next remembers
+    },
+    "PatchEmbedding": {"dim": (6, {"embed", "shape"}), "patch_size": (2, {"embed", "shape"})},
+    "ConvTokenizer": {
+        "channels": ((4, 6), {"conv_1", "shape"}),
+        "kernel_size": (1, {"conv_0", "conv_1"}),
+        "stride": (2, {"output"}),
+        "pool_size": (2, {"output"}),
+        "pool_stride": (3, {"shape"}),
+        "padding": ("same", {"output"}),
+    },
+    "PositionEmbedding": {"initializer": ("ones", {"start"})},
+    "ClassToken": {},
+    "TokenPooling": {},
+    "StochasticDepth": {"rate": (0.7, {"training"})},
+    "MLP": {
+        "hidden_dim": (8, {"expand", "project"}),
+        "activation": ("relu", {"output"}),
+        "dropout": (0.7, {"training"}),
+        "output_dropout": (0.7, {"training"}),
+        "activate_output": (True, {"output"}),
+    },
+    "MixerBlock": {
+        "tokens_dim": (6, {"tokens/expand", "tokens/project"}),
+        "channels_dim": (8, {"channels/expand", "channels/project"}),
+        "activation": ("relu", {"output"}),
+        "dropout": (0.7, {"training"}),
+        "shared_norm": (True, {"channels_norm"}),
+        "epsilon": (0.1, {"output"}),
+    },
+    "SelfAttention": {
+        "heads": (3, ATTENTION),
+        "key_dim": (2, ATTENTION),
+        "dropout": (0.7, {"training"}),
+        "qkv_bias": (False, ATTENTION - {"output"}),
+    },
+    "TransformerBlock": {
+        "heads": (3, {f"attention/{part}" for part in ATTENTION}),
+        "key_dim": (3, {f"attention/{part}" for part in ATTENTION}),
+        "mlp_dim": (8, {"mlp/expand", "mlp/project"}),
+        "activation": ("relu", {"output"}),
+        "dropout": (0.7, {"training"}),
+        "attention_dropout": (0.7, {"training"}),
+        "stochastic_depth": (0.7, {"training"}),
+        "qkv_bias": (False, {f"attention/{part}" for part in ATTENTION - {"output"}}),
+        "activate_output": (True, {"output"}),
+        "skip": ("normalized", {"output"}),
+        "epsilon": (0.1, {"output"}),
+    },
+    "SequencePooling": {},
+    "FourierMixing": {},
+    "FNetBlock": {
+        "hidden_dim": (8, {"mlp/expand", "mlp/project"}),
+        "activation": ("relu", {"output"}),
+        "dropout": (0.7, {"training"}),
+        "epsilon": (0.1, {"output"}),
+    },
+    "SpatialGatingUnit": {"gate_stddev": (0.2, {"start"}), "epsilon": (0.1, {"output"})},
+    "GMLPBlock": {
+        "hidden_dim": (12, {"expand", "spatial/norm", "project"}),
+        "activation": ("relu", {"output"}),
+        "dropout": (0.7, {"training"}),
+        "skip": ("normalized", {"output"}),
+        "gate_stddev": (0.2, {"start"}),
+        "gate_epsilon": (0.1, {"output"}),
+        "epsilon": (0.1, {"output"}),
+    },
+}
+EVERY_ARGUMENT = pytest.mark.parametrize(
+    ("name", "argument"), [(name, argument) for name, arguments in ARGUMENTS.items() for argument in arguments]
+)
+RATES = ("rate", "dropout", "output_dropout", "attention_dropout", "stochastic_depth")
+
 
 def class_of(case):
     return case.replace(",", "").split()[0]
+
+
+def arguments_of(case):
+    return set(inspect.signature(getattr(layers, class_of(case)).__init__).parameters) - {"self", "kwargs"}
 
 
 def make(case, **changes):
@@ -120,7 +216,9 @@ def array(x):
 
 def test_every_exported_layer_is_in_the_contract():
     exported = {n for n, c in inspect.getmembers(layers, inspect.isclass) if issubclass(c, keras.layers.Layer)}
-    assert exported == {class_of(name) for name in CONTRACT}
+    assert exported == {class_of(name) for name in CONTRACT} == set(ARGUMENTS)
+    for name, changes in ARGUMENTS.items():
+        assert set(changes) == arguments_of(name), name
 
 
 @EVERY
@@ -131,13 +229,173 @@ def test_equals_its_definition(name):
     np.testing.assert_allclose(array(layer(x)), definition(x.astype("float64"), weights), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name in CONTRACT if "activation" in arguments_of(name)])
+def test_the_activation_is_the_one_asked_for(monkeypatch, name):
+    monkeypatch.setattr(reference, "gelu", np.tanh)
+    layer, x, definition = make(name, activation="tanh")
+    layer.build(x.shape)
+    weights = reference.randomize(layer)
+    np.testing.assert_allclose(array(layer(x)), definition(x.astype("float64"), weights), atol=1e-5, rtol=1e-5)
+
+
+@functools.cache
+def observed(name, argument=None):
+    """What a layer does, seeds and weights always alike: with the contract's arguments, or with one changed."""
+    keras.utils.set_random_seed(0)
+    layer, x, _ = make(name, **({argument: ARGUMENTS[name][argument][0]} if argument else {}))
+    layer.build(x.shape)
+    shapes = {(path, w.shape) for path, w in reference.named_weights(layer).items()}
+    seen = {"weights": shapes, "shape": layer.compute_output_shape(x.shape), "start": list(map(array, layer.weights))}
+    if argument and shapes ^ observed(name)["weights"]:
+        return seen
+    reference.randomize(layer)
+    seen["output"], seen["training"] = array(layer(x)), array(layer(x, training=True))
+    return seen | {"moving": list(map(array, layer.non_trainable_weights))}
+
+
+@EVERY_ARGUMENT
+def test_every_argument_changes_what_it_names_and_nothing_else(name, argument):
+    changes = ARGUMENTS[name][argument][1]
+    if changes is ValueError:
+        with pytest.raises(ValueError, match=f"Received: {argument}="):
+            observed(name, argument)
+        return
+    usual, changed = observed(name), observed(name, argument)
+    differ = {path.rpartition("/")[0] for path, _ in usual["weights"] ^ changed["weights"]}
+    if usual["shape"] != changed["shape"]:
+        differ.add("shape")
+    if not differ:
+        differ = {what for what in ("start", "moving", "output", "training") if not same(usual[what], changed[what])}
+        if "output" in differ:
+            differ.remove("training")  # what changes at inference changes in training, too
+    assert differ == changes
+
+
+def same(one, other):
+    return all(map(np.array_equal, one, other))
+
+
+@EVERY_ARGUMENT
+def test_every_argument_refuses_what_it_cannot_take(name, argument):
+    value, _ = ARGUMENTS[name][argument]
+    if argument in RATES:
+        refused = (-0.1, 1.0, "0.1", None)
+    elif argument in ("padding", "skip"):
+        refused = ("none", None)
+    elif type(value) is int:
+        refused = (0, -1, 2.0, True, "3", None)
+    else:
+        return
+    for wrong in refused:
+        with pytest.raises(ValueError, match=f"`{argument}` must be .*Received: {argument}={wrong!r}"):
+            make(name, **{argument: wrong})
+
+
+@EVERY
+def test_parts_have_the_layers_dtype_policy(name):
+    layer, x, _ = make(name, dtype="mixed_bfloat16")
+    layer.build(x.shape)
+    assert {part.dtype_policy.name for part in layer._flatten_layers()} == {"mixed_bfloat16"}
+
+
+@pytest.mark.parametrize("name", [name for name in CONTRACT if arguments_of(name) & set(RATES)])
+def test_at_rates_of_zero_training_is_inference(name):
+    layer, x, _ = make(name, **dict.fromkeys(arguments_of(name) & set(RATES), 0.0))
+    layer.build(x.shape)
+    reference.randomize(layer)
+    np.testing.assert_array_equal(array(layer(x, training=True)), array(layer(x)))
+
+
+def fill(layer, **values):
+    """Give the weights whose paths end so, with _ for /, these values; all others become zero."""
+    for path, w in zip(reference.named_weights(layer), layer.weights, strict=True):
+        found = [value for end, value in values.items() if path.replace("/", "_").endswith(end)]
+        w.assign(np.broadcast_to(found[0] if found else 0.0, w.shape))
+
+
+def shares(values):
+    """{value: how often it occurs}"""
+    found, counts = np.unique(array(values).astype("float64").round(3), return_counts=True)
+    return dict(zip(found.tolist(), counts / counts.sum(), strict=True))
+
+
+# Layers whose rates are 1/4 after the activation and 1/2 at the end, and the MLP in them that has these rates.
+@pytest.mark.parametrize(
+    ("layer", "part", "inner", "end"),
+    [
+        (lambda: layers.MLP(6, "sigmoid", dropout=0.25), None, 0.25, 0),
+        (lambda: layers.MLP(6, "sigmoid", output_dropout=0.5), None, 0, 0.5),
+        (lambda: layers.MLP(6, "sigmoid", 0.25, 0.5), None, 0.25, 0.5),
+        (lambda: layers.MLP(6, "sigmoid", 0.25, 0.5, activate_output=True), None, 0.25, 0.5),
+        (lambda: layers.TransformerBlock(2, 3, 6, "sigmoid", dropout=0.25), None, 0.25, 0.25),
+        (lambda: layers.MixerBlock(6, 6, "sigmoid", dropout=0.5), "tokens", 0, 0.5),
+        (lambda: layers.MixerBlock(6, 6, "sigmoid", dropout=0.5), "channels", 0, 0.5),
+        (lambda: layers.FNetBlock(6, "sigmoid", dropout=0.25), "mlp", 0.25, 0),
+        (lambda: layers.GMLPBlock(12, "sigmoid", dropout=0.25), None, 0.25, 0),
+    ],
+)
+def test_dropout_acts_after_the_activation_and_at_the_end(layer, part, inner, end):
+    keras.utils.set_random_seed(0)
+    layer, x = layer(), np.zeros((300, 6, 6), "float32")
+    layer.build(x.shape)
+    # The activation gives 1/2, of which the identity and a bias make 3/2; gates let it pass.
+    fill(layer, project_kernel=np.eye(6), project_bias=1, gate_bias=1)
+    values = array((getattr(layer, part) if part else layer)(x, training=True))
+    activate = (lambda v: 1 / (1 + np.exp(-v))) if getattr(layer, "activate_output", False) else (lambda v: v)
+    expected = {
+        0: end,
+        activate(1) / (1 - end): inner * (1 - end),
+        activate(1 + 0.5 / (1 - inner)) / (1 - end): (1 - inner) * (1 - end),
+    }
+    expected = {float(np.round(value, 3)): share for value, share in expected.items() if share}
+    assert shares(values) == pytest.approx(expected, abs=0.03)
+    for axis in range(3):  # each number has a draw of its own
+        assert (values != values.take([0], axis)).any()
+
+
+@pytest.mark.parametrize(
+    "layer", [lambda: layers.SelfAttention(2, 3, 0.5), lambda: layers.TransformerBlock(2, 3, 4, attention_dropout=0.5)]
+)
+def test_attention_dropout_acts_on_the_weights_of_attention(layer):
+    keras.utils.set_random_seed(0)
+    layer, x = layer(), np.zeros((200, 4, 6), "float32")
+    layer.build(x.shape)
+    fill(layer, value_bias=1, output_kernel=np.eye(6))
+    np.testing.assert_allclose(array(layer(x)), 1, atol=1e-6)
+    sums = array(layer(x, training=True)).reshape(200, 4, 2, 3)  # of what each head takes from four places alike
+    assert (sums == sums[..., :1]).all() and (sums[:, :, 0] != sums[:, :, 1]).any() and (sums != sums[:, :1]).any()
+    expected = {kept / 4 / (1 - 0.5): math.comb(4, kept) / 2**4 for kept in range(5)}
+    assert shares(sums) == pytest.approx(expected, abs=0.04)
+
+
+def test_stochastic_depth_drops_both_branches_of_whole_images():
+    keras.utils.set_random_seed(0)
+    block, x = layers.TransformerBlock(2, 3, 4, stochastic_depth=0.25), np.zeros((2000, 2, 6), "float32")
+    block.build(x.shape)
+    fill(block, attention_output_bias=3, mlp_project_bias=30)
+    values = array(block(x, training=True))
+    assert (values == values[:, :1, :1]).all()
+    expected = {0.0: 1 / 16, 4.0: 3 / 16, 40.0: 3 / 16, 44.0: 9 / 16}
+    assert shares(values) == pytest.approx(expected, abs=0.04)
+
+
+def test_weights_start_as_asked():
+    gate, table = layers.SpatialGatingUnit(gate_stddev=0.3), layers.PositionEmbedding("ones")
+    patches, token = layers.PatchEmbedding(64, 4), layers.ClassToken()
+    gate.build((None, 40, 4)), table.build((None, 5, 4)), patches.build((None, 8, 8, 3)), token.build((None, 5, 4))
+    kernel, bias = map(array, (gate.gate.kernel, gate.gate.bias))
+    assert kernel.std() == pytest.approx(0.3, rel=0.1) and np.abs(kernel).max() > 0.75 and (bias == 1).all()
+    assert (array(table.table) == 1).all() and (array(token.token) == 0).all()
+    # Glorot uniform of the linear layer on flat patches.
+    assert np.abs(array(patches.embed.kernel)).max() == pytest.approx(math.sqrt(6 / (4 * 4 * 3 + 64)), rel=0.01)
+
+
 @EVERY
 def test_config_round_trip(name):
     layer, x, _ = make(name, name="given")
     again = keras.layers.deserialize(keras.layers.serialize(layer))
     assert again.get_config() == layer.get_config()
-    arguments = set(inspect.signature(type(layer).__init__).parameters) - {"self", "kwargs"}
-    assert arguments <= set(layer.get_config())
+    assert arguments_of(name) <= set(layer.get_config())
     layer(x), again(x)
     assert [w.shape for w in again.weights] == [w.shape for w in layer.weights]
 
@@ -378,12 +636,6 @@ def test_what_is_refused():
         layers.ConvStem(8, 4)(np.zeros((1, 10, 8, 3)))
     with pytest.raises(ValueError, match="`dim` must equal.*dim=8.*3"):
         layers.ConvMixerBlock(8, 5)(np.zeros((1, 4, 4, 3)))
-    for wrong in (0, -1, 2.0, True, "3"):
-        with pytest.raises(ValueError, match=f"Received: kernel_size={wrong!r}"):
-            layers.ConvMixerBlock(8, wrong)
-    for wrong in (-0.1, 1.0, "0.1"):
-        with pytest.raises(ValueError, match=f"Received: rate={wrong!r}"):
-            layers.StochasticDepth(wrong)
     with pytest.raises(ValueError, match="'input', 'normalized'. Received: skip='none'"):
         layers.GMLPBlock(8, skip="none")
     with pytest.raises(ValueError, match="must be even"):

@@ -1,7 +1,99 @@
+import inspect
+from typing import Literal, get_args, get_origin
+
+import annotated_types
 import numpy as np
 import pytest
 
-from patchlib.parameters import ConvMixer, ParameterError, Recipe
+from patchlib import models
+from patchlib.augment import Augmentation, Mixing
+from patchlib.parameters import ARCHITECTURES, Compare, ConvMixer, ParameterError, Recipe, RunParameters
+
+SCHEMAS = [Recipe, RunParameters, Compare, *ARCHITECTURES.values()]
+# Each field by a schema that has it, once where several inherit it.
+DEFINED = {(name, repr(field)): schema for schema in reversed(SCHEMAS) for name, field in schema.model_fields.items()}
+FIELDS = [pytest.param(schema, name, id=f"{schema.__name__}-{name}") for (name, _), schema in DEFINED.items()]
+
+
+def accepts(schema, name, value):
+    """Whether a value passes, the rest being such that it may; if not, the sentence must name it."""
+    others = {"heads": 1} if "heads" in schema.model_fields else {}
+    try:
+        return getattr(schema(**others | {name: value}), name) == value
+    except ParameterError as error:
+        assert f"parameter {name!r}: received {value!r}" in str(error)
+        return False
+
+
+def edges(field):
+    """Values at the bounds that a field's metadata names, and whether each is accepted."""
+    step = 1 if field.annotation is int else 1e-9
+    for bound in field.metadata:
+        match bound:
+            case annotated_types.Ge(ge=least):
+                yield from ((least, True), (least - step, False))
+            case annotated_types.Gt(gt=least):
+                yield from ((least, False), (least + step, True))
+            case annotated_types.Le(le=most):
+                yield from ((most, True), (most + step, False))
+            case annotated_types.Lt(lt=most):
+                yield from ((most, False), (most - step, True))
+            case annotated_types.MultipleOf(multiple_of=factor):
+                yield from ((2 * factor, True), (2 * factor + 1, False))
+            case annotated_types.MinLen(min_length=least):
+                yield from (("a" * least, True), ("a" * (least - 1), False))
+
+
+@pytest.mark.parametrize(("schema", "name"), FIELDS)
+def test_every_field_accepts_its_bounds_and_nothing_beyond(schema, name):
+    field = schema.model_fields[name]
+    tried = list(edges(field))
+    assert tried or field.annotation not in (int, float), "a number without a bound"
+    for value, accepted in tried:
+        if field.annotation is float:
+            value = float(value)
+        assert accepts(schema, name, value) == accepted, value
+
+
+# For each kind of field: values that it takes, and values that only look like it.
+KINDS = {
+    bool: ((True, False), ("false", 0, 1, None)),
+    int: ((), ("1", 1.0, True, None)),
+    float: ((), ("1e-3", True, None, float("nan"), float("inf"))),
+    str: (("a",), (1, True, None)),
+}
+
+
+@pytest.mark.parametrize(("schema", "name"), FIELDS)
+def test_every_field_takes_its_own_kind_and_guesses_none(schema, name):
+    kind = schema.model_fields[name].annotation
+    taken, refused = (get_args(kind), ("other", 1, None)) if get_origin(kind) is Literal else KINDS[kind]
+    assert all(accepts(schema, name, value) for value in taken)
+    assert not any(accepts(schema, name, value) for value in refused)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_models_parameters_are_the_builders_keywords_with_its_defaults(architecture):
+    fields, keywords = (
+        ARCHITECTURES[architecture].model_fields,
+        inspect.signature(getattr(models, architecture)).parameters,
+    )
+    own = set(fields) - set(RunParameters.model_fields) - {"standardize"}  # which sets the builders' mean and std
+    assert own <= set(keywords)
+    assert {name: fields[name].default for name in own} == {name: keywords[name].default for name in own}
+
+
+@pytest.mark.parametrize("change", [Augmentation, Mixing])
+def test_augmentations_parameters_have_its_defaults(change):
+    for name, keyword in inspect.signature(change).parameters.items():
+        assert Recipe.model_fields[name].default == keyword.default
+
+
+def test_arguments_are_those_a_function_takes():
+    def function(dim, depth=0, other=0):
+        pass
+
+    assert ConvMixer(dim=3, depth=4).arguments(function) == {"dim": 3, "depth": 4}
 
 
 @pytest.mark.parametrize(

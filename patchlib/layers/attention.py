@@ -42,7 +42,8 @@ class SelfAttention(Block):
 
     def build(self, input_shape):
         part, dim = {"dtype": self.dtype_policy}, input_shape[-1]
-        # Small at the start, as in Keras' MultiHeadAttention, which counts a kernel's axes like a convolution's.
+        # Queries and keys start small, as in the Keras example of CCT, whose Keras 2 took the axes of a kernel
+        # (dim, heads, key_dim) for a convolution's. Keras 3.15 counts inputs and outputs, as for any linear layer.
         # (An initialiser repeats itself, so that each kernel needs its own.)
         limit = math.sqrt(6 / (dim * (self.heads + self.key_dim)))
         self.query, self.key, self.value = (
@@ -121,6 +122,8 @@ class TransformerBlock(Block):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        positive(mlp_dim=mlp_dim)
+        fraction(dropout=dropout, attention_dropout=attention_dropout, stochastic_depth=stochastic_depth)
         one_of(("input", "normalized"), skip=skip)
         self.heads = heads
         self.key_dim = key_dim

@@ -85,6 +85,8 @@ class MixerBlock(Block):
         self, tokens_dim, channels_dim, activation="gelu", dropout=0.0, shared_norm=False, epsilon=1e-6, **kwargs
     ):
         super().__init__(**kwargs)
+        positive(tokens_dim=tokens_dim, channels_dim=channels_dim)
+        fraction(dropout=dropout)
         self.tokens_dim = tokens_dim
         self.channels_dim = channels_dim
         self.activation = kernels.activation(activation)

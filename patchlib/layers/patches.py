@@ -13,7 +13,9 @@ class PatchEmbedding(Block):
     """Cut an image into patches and map each linearly to a vector: ViT, MLP-Mixer, FNet, gMLP.
 
     A convolution whose stride is its kernel size; patches run row by row. Source: Dosovitskiy et al., "An Image is
-    Worth 16x16 Words" (2021), eq. 1.
+    Worth 16x16 Words" (2021), eq. 1. It starts as the linear layer on flat patches that it is, glorot uniform over
+    patch_size² C inputs and dim outputs: a convolution's usual start counts each output once per pixel of the patch,
+    and so would make the embeddings several times too small.
 
     Args:
         dim: width of the embedding.
@@ -30,7 +32,10 @@ class PatchEmbedding(Block):
         positive(dim=dim, patch_size=patch_size)
         self.dim = dim
         self.patch_size = patch_size
-        self.embed = keras.layers.Conv2D(dim, patch_size, strides=patch_size, name="embed", dtype=self.dtype_policy)
+        start = keras.initializers.GlorotUniform(input_axes=(0, 1, 2), output_axes=(3,))
+        self.embed = keras.layers.Conv2D(
+            dim, patch_size, strides=patch_size, kernel_initializer=start, name="embed", dtype=self.dtype_policy
+        )
 
     def build(self, input_shape):
         tiles(self.patch_size, *input_shape[1:3])
