@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from patchlib.parameters import nearest
+from patchlib.parameters import SIZES, nearest
 from patchlib.pictures import DataError, find_pictures, is_picture, load_picture
 
-NAMES = ("digits", "cifar10", "cifar100")
+NAMES = tuple(SIZES)
 RULES = ("stratified", "first", "last")
 
 # Keras and the npz files give numbers only; these are the data sets' own names, in the order of the labels.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# name: (file below patchlib or notebooks, what stands there, what the bug puts there, the notebook to run)
+# name: (file below patchlib, or below notebooks if it isn.t Python, what stands there, what the bug puts there, the notebook to run)
 BUGS = {
     "residual dropped": (
         "layers/convolution.py",
@@ -147,12 +147,90 @@ BUGS = {
     ),
     "weights not loaded on resuming": (
         "training.py",
-        "            variable.assign(value)",
-        "            pass",
+        "    if progress.epoch:\n        _assign(state, progress.state)",
+        "    if False:\n        pass",
         "convmixer",
     ),
     "validation images left in training": ("data.py", "_take(whole, ~chosen)", "whole", "convmixer"),
     "unknown parameters pass": ("parameters.py", 'extra="forbid"', 'extra="ignore"', "convmixer"),
+    "the average takes the weights' place": (
+        "training.py",
+        "            if average:\n                _assign(state, progress.state)\n",
+        "",
+        "convmixer",
+    ),
+    "the average without its own statistics": (
+        "training.py",
+        "min(32, len(batches)) if norms",
+        "0 if norms",
+        "convmixer",
+    ),
+    "the average starts anew on resuming": ("training.py", "*(average.variables if average else ())", "", "convmixer"),
+    "biases decay": ("training.py", 'recipe.decay_on == "kernels"', 'recipe.decay_on == "none"', "convmixer"),
+    "muon without decay": (
+        "training.py",
+        "optimizer = keras.optimizers.Muon(",
+        'shared["weight_decay"] = 0.0\n        optimizer = keras.optimizers.Muon(',
+        "cct",
+    ),
+    "beside muon the decay is full": (
+        "training.py",
+        "recipe.weight_decay * recipe.adamw_ratio",
+        "recipe.weight_decay",
+        "cct",
+    ),
+    "every epoch in the same order": ("training.py", "epoch, _ORDER))", "0, _ORDER))", "convmixer"),
+    "every epoch augmented alike": (
+        "training.py",
+        "(self.seed, self.epoch, _AUGMENTATION",
+        "(self.seed, 0, _AUGMENTATION",
+        "vit",
+    ),
+    "plateau never applied": ("training.py", "recipe.learning_rate * factor", "recipe.learning_rate", "mlp_mixer"),
+    "top-5 is top-1": ("training.py", "TopKCategoricalAccuracy(5,", "TopKCategoricalAccuracy(1,", "convmixer"),
+    "the best epoch off by one": ("runs.py", "progress.best_epoch + 1", "progress.best_epoch", "convmixer"),
+    "the last tenth trains as well": (
+        "data.py",
+        "parts, cifar = (_take(train, ~chosen),",
+        "parts, cifar = (_take(train, chosen | ~chosen),",
+        "convmixer",
+    ),
+    "two class names swapped": ("data.py", "automobile bird cat", "automobile cat bird", "convmixer"),
+    "the camera's orientation ignored": ("pictures.py", "ImageOps.exif_transpose(image)", "image", "convmixer"),
+    "pictures stretched": (
+        "pictures.py",
+        "ImageOps.fit(image, height_width[::-1])",
+        "image.resize(height_width[::-1])",
+        "convmixer",
+    ),
+    "limit by label": (
+        "data.py",
+        "np.sort(np.random.default_rng(0).permutation(len(train))[:limit])",
+        "np.argsort(train.labels)[:limit]",
+        "convmixer",
+    ),
+    "mean of the test images": ("data.py", "self.train.images.mean(", "self.test.images.mean(", "mlp_mixer"),
+    "attention drops nothing": (
+        "layers/attention.py",
+        "self.drop(self.weights_for(x), training=training)",
+        "self.weights_for(x)",
+        "cct",
+    ),
+    "nothing dropped inside the MLP": (
+        "layers/mlp.py",
+        "self.drop(self.activation(self.expand(x)), training=training)",
+        "self.activation(self.expand(x))",
+        "cct",
+    ),
+    "nothing dropped before the head": ("models.py", "    if dropout:\n", "    if False:\n", "mlp_mixer"),
+    "all blocks dropped alike": (
+        "models.py",
+        "np.linspace(0, stochastic_depth, depth)",
+        "np.full(depth, stochastic_depth)",
+        "vit",
+    ),
+    "patches start as a convolution": ("layers/patches.py", "kernel_initializer=start, ", "", "vit"),
+    "a tier's dropout": ("tiers/gmlp-baseline.yaml", "head_dropout: 0.2", "head_dropout: 0.1", "gmlp"),
     "smoke run at another depth": ("convmixer.ipynb", "depth: int = 4 ", "depth: int = 5 ", "convmixer"),
     "heads interleaved": (
         "layers/attention.py",
@@ -278,12 +356,17 @@ def bite(name: str) -> tuple[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "project"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "runs", "__pycache__"))
-        path = copy / ("notebooks" if where.endswith(".ipynb") else "patchlib") / where
+        path = copy / place(where)
         text = path.read_text()
         if old not in text:
             raise SystemExit(f"{name}: {path.name} no longer holds {old!r}")
         path.write_text(text.replace(old, new))
         return first_failure(copy, ["--nbval", f"notebooks/{notebook}.ipynb"]), first_failure(copy, UNIT_TESTS)
+
+
+def place(where: str) -> Path:
+    """The file of a bug, in the project."""
+    return Path("patchlib" if where.endswith(".py") else "notebooks") / where
 
 
 def first_failure(folder: Path, arguments: list[str]) -> str:

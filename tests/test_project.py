@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from bite import BUGS
+from bite import BUGS, place
 
 from patchlib import runs
 
@@ -95,7 +95,7 @@ def test_the_readmes_speeds_are_the_benchmarks(monkeypatch):
 
 def test_every_bug_of_make_bite_still_has_its_place():
     for name, (where, old, new, _) in BUGS.items():
-        text = (ROOT / ("notebooks" if where.endswith(".ipynb") else "patchlib") / where).read_text()
+        text = (ROOT / place(where)).read_text()
         assert old in text, name
         if where.endswith(".py"):
             ast.parse(text.replace(old, new))  # else any check would catch it
