@@ -13,7 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# name: (file below patchlib, or below notebooks if it isn.t Python, what stands there, what the bug puts there, the notebook to run)
+# name: (file below patchlib, or below notebooks if it isn't Python, what stands there, what the bug puts there, the
+# notebook to run)
 BUGS = {
     "residual dropped": (
         "layers/convolution.py",
