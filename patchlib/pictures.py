@@ -103,7 +103,6 @@ def _opened(file):
 
 
 def _rgb(image):
-    image.load()
     depth = 12 if getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE) == (12,) else 16
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
