@@ -51,6 +51,7 @@ def test_a_run_leaves_a_card_and_a_model_in_its_folder_and_nothing_else(tmp_path
     assert list(card) == KEYS
     assert runs.load_card(tmp_path / "run") == card == json.loads((tmp_path / "run" / "run.json").read_text())
     counts = {"train": 48, "validation": 12, "test": 12}
+    counts |= {"split": "own", "duplicates": {"validation": 0, "test": 0}}
     assert card["dataset"] == {"name": "tiny", "fingerprint": "tiny-0", **counts, "classes": ["a", "b", "c"]}
     assert card["effective_weight_decay"] == RECIPE.learning_rate * RECIPE.weight_decay
     assert {len(values) for values in card["history"].values()} == {RECIPE.epochs}
