@@ -207,16 +207,17 @@ def main() -> int:
         parser.error(f"argument --sample: received {chosen.sample}, accepted: 1 or more")
     os.nice(19)
     with tempfile.TemporaryDirectory() as folder:  # the project as it is now, whatever is edited meanwhile
-        project = Path(folder) / "project"
-        shutil.copytree(ROOT, project, ignore=shutil.ignore_patterns(".*", "runs", "__pycache__"))
+        ignored = shutil.ignore_patterns(".*", "runs", "__pycache__")
+        project = shutil.copytree(ROOT, Path(folder) / "project", ignore=ignored)
         codes = draw(project, {module: places(project, module) for module in chosen.modules}, chosen.sample)
         paths = [*project.glob("tests/test_*.py"), *(project.glob("notebooks/*.ipynb") if chosen.notebooks else ())]
         checks = sorted(str(path.relative_to(project)) for path in paths if path.name not in TEXT_TESTS)
         outcomes = asyncio.run(judge_all(project, codes, checks))
-        text, least_killed = table(outcomes)
-        print(text)
-        for mutant in [mutant for mutant, outcome in outcomes.items() if outcome == "survived"]:
-            print(f"\n{mutant}\n```diff\n{difference((project / mutant.file).read_text(), codes[mutant])}\n```")
+        rows, least_killed = table(outcomes)
+        print(rows)
+        for mutant, code in codes.items():
+            if outcomes[mutant] == "survived":
+                print(f"\n{mutant}\n```diff\n{difference((project / mutant.file).read_text(), code)}\n```")
     return int(least_killed < 0.85)
 
 

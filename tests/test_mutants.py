@@ -62,12 +62,14 @@ SOURCE = "def double(x):\n    return 2 * x\n"
 def project(tmp_path, monkeypatch):
     """A project of one function; its own test and another see different bugs."""
     monkeypatch.setattr(mutants, "RESULTS", tmp_path / "results" / "results.jsonl")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # starts in half the time
     folder = tmp_path / "project"
     for file, text in {
         "patchlib/__init__.py": "",
         "patchlib/data.py": SOURCE,
         "tests/test_data.py": "from patchlib.data import double\n\ndef test():\n    assert double(2) == 4\n",
-        "tests/test_other.py": "from patchlib.data import double\n\ndef test():\n    assert double(3) == 6\n",
+        "tests/test_other.py": "import os\nfrom patchlib.data import double\n\ndef test():\n    assert double(3) == 6\n"
+        "    assert os.environ['PYTHONPATH'] == os.getcwd(), 'what a test starts sees another patchlib'\n",
     }.items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text(text)
@@ -84,7 +86,6 @@ CHECKS = ["tests/test_data.py", "tests/test_other.py"]
         ("3 * x", "own tests"),
         ("2 + x", "other tests"),
         ("x + x", "survived"),
-        ("exit()", "own tests"),
         ("2 * x\nimport nothing_of_the_kind", "own tests"),
     ],
 )
@@ -92,6 +93,19 @@ def test_a_mutant_reaches_the_tests_and_only_the_copy(project, body, outcome):
     code = SOURCE.replace("2 * x", body)
     assert asyncio.run(judge(project, MUTANT, code, dict.fromkeys(CHECKS, 1.0))) == outcome
     assert (project / "patchlib/data.py").read_text() == SOURCE
+
+
+def test_tests_that_take_far_longer_than_without_the_mutant_have_noticed_it(project, monkeypatch):
+    limits = []
+
+    async def slow(copy, checks, limit):
+        limits.append(limit)
+        return 0 if "tests/test_data.py" in checks else None
+
+    monkeypatch.setattr(mutants, "pytest", slow)
+    seconds = {"tests/test_data.py": 1.0, "tests/test_other.py": 10.0, "tests/test_more.py": 5.0}
+    assert asyncio.run(judge(project, MUTANT, SOURCE, seconds)) == "timeout"
+    assert limits == [63, 105]
 
 
 def test_what_runs_past_its_limit_is_stopped(project):
@@ -190,7 +204,8 @@ def test_without_a_mutant_the_tests_must_pass(project, monkeypatch):
     (project / CHECKS[1]).write_text("def test():\n    assert False\n")
     with pytest.raises(SystemExit, match=r"tests/test_other\.py fail without any mutant"):
         asyncio.run(judge_all(project, {MUTANT: SOURCE}, CHECKS))
-    assert MUTANT.digest not in mutants.RESULTS.read_text()
+    stored = mutants.RESULTS.read_text()  # neither a mutant's outcome nor the failure, which may be gone next time
+    assert CHECKS[0] in stored and CHECKS[1] not in stored and MUTANT.digest not in stored
 
 
 def test_the_table_counts_each_outcome_by_module_and_finds_the_weakest():
