@@ -1,4 +1,4 @@
-# make help says what there is. Variables: NB, TIER, DATA, LIMIT, EPOCHS, SEED, RUN, ARGS.
+# make help says what there is. Variables: NB, TIER, DATA, LIMIT, EPOCHS, SEED, RUN, ARGS, SAMPLE, MODULES, NOTEBOOKS.
 
 SHELL := /bin/bash
 PY := .venv/bin/python
@@ -21,7 +21,7 @@ PAPERMILL = $(PY) -m papermill notebooks/$(NB).ipynb $(RUN)/$(NB).ipynb --cwd no
 	-p run_dir "$(abspath $(RUN))" -p seed $(SEED) $(if $(DATA),-p dataset "$(DATA_PATH)") \
 	$(if $(LIMIT),-p limit $(LIMIT)) $(if $(EPOCHS),-p epochs $(EPOCHS)) $(ARGS)
 
-.PHONY: help run full test lab refresh bench bite lock
+.PHONY: help run full test lab refresh bench bite mutants lock
 help:  ## what there is
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
@@ -60,6 +60,10 @@ bench: .venv/ready .venv-jax/ready  ## speed beside the published examples: make
 
 bite: .venv/ready  ## plant bugs one by one and see that each is caught
 	$(PY) tests/bite.py
+
+mutants: .venv/ready  ## change the code in small ways and see what no test notices: make mutants SAMPLE=200 MODULES="data runs"
+	$(PY) -m pip install --quiet --constraint constraints.txt cosmic-ray
+	$(PY) tests/mutants.py $(SAMPLE:%=--sample %) $(if $(MODULES),--modules $(MODULES)) $(if $(NOTEBOOKS),--notebooks)
 
 lock: .venv/ready  ## choose newer versions of everything
 	$(PY) -m pip install --quiet uv
