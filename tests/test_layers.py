@@ -275,18 +275,19 @@ def same(one, other):
     return all(map(np.array_equal, one, other))
 
 
+def refused(name, argument):
+    """Values that an argument can't take: by its name a rate, or by its kind a size or a word."""
+    if argument in RATES:
+        return -0.1, 1.0, float("nan"), "0.1", None
+    value = ARGUMENTS[name][argument][0]
+    if type(value) is int:
+        return 0, -1, 2.0, True, "3", None
+    return ("none", None) if argument in ("padding", "skip") else ()
+
+
 @EVERY_ARGUMENT
 def test_every_argument_refuses_what_it_cannot_take(name, argument):
-    value, _ = ARGUMENTS[name][argument]
-    if argument in RATES:
-        refused = (-0.1, 1.0, "0.1", None)
-    elif argument in ("padding", "skip"):
-        refused = ("none", None)
-    elif type(value) is int:
-        refused = (0, -1, 2.0, True, "3", None)
-    else:
-        return
-    for wrong in refused:
+    for wrong in refused(name, argument):
         with pytest.raises(ValueError, match=f"`{argument}` must be .*Received: {argument}={wrong!r}"):
             make(name, **{argument: wrong})
 
@@ -319,7 +320,7 @@ def shares(values):
     return dict(zip(found.tolist(), counts / counts.sum(), strict=True))
 
 
-# Layers whose rates are 1/4 after the activation and 1/2 at the end, and the MLP in them that has these rates.
+# Layers, the MLP in each if it isn't the whole, and the rates after this one's activation and at its end.
 @pytest.mark.parametrize(
     ("layer", "part", "inner", "end"),
     [

@@ -239,6 +239,7 @@ def tiny(build, **changes):
 
 
 def by_layer(weights):
+    """{name of a layer: its arrays}"""
     layers = {}
     for weight in weights:
         layers.setdefault(weight.path.split("/")[0], []).append(keras.ops.convert_to_numpy(weight))
