@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import papermill
 import pytest
 import yaml
@@ -136,3 +137,49 @@ def test_a_mistyped_parameter_stops_a_papermill_run_before_training(tmp_path):
         papermill.execute_notebook(
             NOTEBOOKS[0], tmp_path / "out.ipynb", {"epoch": 3}, cwd=ROOT / "notebooks", progress_bar=False
         )
+
+
+# Data that a user may bring, as (shape, classes, images), and what the recipe may ask for.
+ODD = {
+    "wide": ((24, 32), 3, 40, {"pad": 4, "flip": True, "depth": 1, "schedule": "plateau", "patience": 1}),
+    "few": ((16, 16), 2, 12, {"pad": 8, "patch_size": 8, "batch_size": 512, "precision": "mixed_bfloat16"}),
+    "resized": ((40, 20), 4, 40, {"resize": 24, "patch_size": 6}),
+    "limited": ("digits", 10, 0, {"limit": 16, "patch_size": 16, "batch_size": 256}),
+}
+TINY = {"epochs": 1, "dim": 8, "key_dim": 4, "mlp_dim": 8, "conv_dim": 4, "tokens_dim": 4, "channels_dim": 8}
+
+
+def odd_data(path, shape, classes, count):
+    """An .npz file of pictures sorted by class, each its own mirror image: stripes of random colours."""
+    labels = np.sort(np.arange(count) % classes)
+    rows = np.random.default_rng(0).integers(0, 256, (count, shape[0], 1, 3), dtype="uint8")
+    images = np.broadcast_to(rows, (count, *shape, 3))
+    np.savez(path, x_train=images, y_train=labels, x_test=images[::3], y_test=labels[::3])
+    return str(path)
+
+
+@pytest.fixture
+def eagerly():
+    """Nothing is compiled, which takes longer than a handful of steps."""
+    tf = pytest.importorskip("tensorflow")
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.mark.filterwarnings("ignore:Even though the `tf.config")
+@pytest.mark.parametrize("case", ODD)
+@NETWORKS
+def test_runs_on_all_that_the_library_accepts(path, case, tmp_path, monkeypatch, eagerly):
+    shape, classes, count, wanted = ODD[case]
+    if case == "resized" and "resize" not in SCHEMAS[path.stem].model_fields:
+        pytest.skip("this model doesn't resize")
+    dataset = shape if shape == "digits" else odd_data(tmp_path / "odd.npz", shape, classes, count)
+    values = TINY | wanted | {"dataset": dataset, "run_dir": str(tmp_path / "run")}
+    namespace, (first, *cells) = {}, code_cells(path)
+    exec(first.source, namespace)
+    namespace |= {name: value for name, value in values.items() if name in namespace}
+    monkeypatch.chdir(path.parent)
+    for number, cell in enumerate(cells, start=2):
+        if "_table(" not in cell.source:  # of published models, the same for all parameters
+            exec(compile(cell.source, f"{path.stem}, cell {number}", "exec"), namespace)
