@@ -142,9 +142,8 @@ def test_a_mistyped_parameter_stops_a_papermill_run_before_training(tmp_path):
 # Data that a user may bring, as (shape, classes, images), and what the recipe may ask for.
 ODD = {
     "wide": ((24, 32), 3, 40, {"pad": 4, "flip": True, "depth": 1, "schedule": "plateau", "patience": 1}),
-    "few": ((16, 16), 2, 12, {"pad": 8, "patch_size": 8, "batch_size": 512, "precision": "mixed_bfloat16"}),
+    "few": ((16, 16), 2, 12, {"limit": 8, "pad": 8, "patch_size": 8, "batch_size": 512, "precision": "mixed_bfloat16"}),
     "resized": ((40, 20), 4, 40, {"resize": 24, "patch_size": 6}),
-    "limited": ("digits", 10, 0, {"limit": 16, "patch_size": 16, "batch_size": 256}),
 }
 TINY = {"epochs": 1, "dim": 8, "key_dim": 4, "mlp_dim": 8, "conv_dim": 4, "tokens_dim": 4, "channels_dim": 8}
 
@@ -174,7 +173,7 @@ def test_runs_on_all_that_the_library_accepts(path, case, tmp_path, monkeypatch,
     shape, classes, count, wanted = ODD[case]
     if case == "resized" and "resize" not in SCHEMAS[path.stem].model_fields:
         pytest.skip("this model doesn't resize")
-    dataset = shape if shape == "digits" else odd_data(tmp_path / "odd.npz", shape, classes, count)
+    dataset = odd_data(tmp_path / "odd.npz", shape, classes, count)
     values = TINY | wanted | {"dataset": dataset, "run_dir": str(tmp_path / "run")}
     namespace, (first, *cells) = {}, code_cells(path)
     exec(first.source, namespace)
