@@ -1,4 +1,7 @@
-"""Checks that every notebook makes of its own run. Each raises ``AssertionError`` with the numbers that disagree."""
+"""Checks that every notebook makes of its own run. Each raises ``AssertionError`` with the numbers that disagree.
+
+They hold for every recipe and all data that the library accepts; what depends on luck is printed instead, as yes or no.
+"""
 
 import textwrap
 
@@ -6,7 +9,7 @@ import keras
 import numpy as np
 
 from patchlib import models, reference, training
-from patchlib.data import Data
+from patchlib.data import Data, Split
 from patchlib.parameters import Recipe
 
 
@@ -18,17 +21,54 @@ def layer(layer: keras.layers.Layer, x: np.ndarray, definition, *arguments, tole
     print(f"{type(layer).__name__}: {x.shape} -> {expected.shape}, equal to its definition within {tolerance}")
 
 
+def parameters(model: keras.Model, formula: int) -> None:
+    """The model has as many parameters as a formula counts."""
+    counted = model.count_params()
+    assert counted == formula, f"the model has {counted:,} parameters, the formula counts {formula:,}"
+    print(f"{counted:,} parameters, as the formula counts them")
+
+
+def augmented(image: np.ndarray, pad: int) -> None:
+    """Training's crop moves an image by every number of pixels up to ``pad`` each way, and its flip mirrors it.
+
+    Args:
+        image: uint8 (H, W, 3); a batch as training sees it is made of copies of it.
+        pad: pixels, above 0.
+    """
+    (height, width, _), ways = image.shape, range(2 * pad + 1)
+    canvas = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+    windows = {hash(canvas[y : y + height, x : x + width].tobytes()): (y, x) for y in ways for x in ways}
+    moves = {windows.get(hash(drawn.tobytes())) for drawn in _drawn(image, 32 * len(ways), pad=pad, flip=False)}
+    assert None not in moves, f"some crops of an image padded by {pad} pixels aren't the image at any shift"
+    for axis, name in enumerate(("vertical", "horizontal")):
+        found, wanted = ({move[axis] for move in some} for some in (moves, windows.values()))
+        assert found == wanted, f"{len(found)} of {len(wanted)} {name} shifts of up to {pad} pixels occur"
+    both = {image.tobytes(), image[:, ::-1].tobytes()}
+    flipped = {drawn.tobytes() for drawn in _drawn(image, 64, pad=0, flip=True)}
+    assert flipped == both, f"flipping makes {len(flipped)} pictures of one, not just itself and its mirror image"
+    print(f"every shift of up to {pad} pixels occurs, and so do an image and its mirror image")
+
+
+def _drawn(image, count, **recipe):
+    """The images of an epoch of batches, made of so many copies of one."""
+    copies = Split(np.broadcast_to(image, (count, *image.shape)), np.zeros(count, int))
+    for images, _ in training.Batches(copies, 1, Recipe(batch_size=32, **recipe), epoch=0):
+        yield from images
+
+
 def untrained(model: keras.Model, data: Data, mean=0.0, std=255.0) -> None:
-    """Pixels enter as (pixel - mean) / std, and an untrained model's loss is within 1 of guessing's, ln(classes)."""
-    images, labels = data.train.images[:256], data.train.labels[:256]
+    """Pixels enter as (pixel - mean) / std. Says whether an untrained model's loss is that of guessing, ln(classes).
+
+    The loss is averaged over all classes as the answer, so that a few images' labels don't decide.
+    """
+    images, mean, std = data.train.images[:256], np.array(mean), np.array(std)
     seen = keras.ops.convert_to_numpy(models.intermediates(model)(images[:16])["rescale"]).astype("float32")
-    tolerance = 1e-5 if model.get_layer("rescale").compute_dtype == "float32" else 0.05
-    np.testing.assert_allclose(seen, (images[:16] - np.array(mean)) / np.array(std), atol=tolerance)
-    logits = keras.ops.convert_to_numpy(model(images))
-    loss = float(keras.losses.SparseCategoricalCrossentropy(from_logits=True)(labels, logits))
-    guessing = np.log(data.num_classes)
-    assert abs(loss - guessing) < 1, f"the untrained loss is {loss:.2f}, guessing gives {guessing:.2f}"
-    print(f"the untrained loss is near that of guessing, {guessing:.2f}")
+    tolerance = (1e-6 if model.get_layer("rescale").compute_dtype == "float32" else 0.02) * (255 / std).max()
+    np.testing.assert_allclose(seen, (images[:16] - mean) / std, atol=tolerance)
+    shares = keras.ops.convert_to_numpy(keras.ops.log_softmax(model(images)))
+    loss, guessing = -shares.mean(), np.log(data.num_classes)
+    assert np.isfinite(loss), f"the untrained loss is {loss}"
+    print(f"the untrained loss is within 1 of guessing's, {guessing:.2f}:", "yes" if loss < guessing + 1 else "no")
 
 
 def recipe(model: keras.Model, data: Data, parameters: Recipe) -> None:
@@ -62,15 +102,26 @@ def trained(model: keras.Model, data: Data, card: dict) -> None:
     print("the training loss fell below half of guessing's:", "yes" if learned else "no")
     logits = model.predict(data.validation.images, verbose=0)
     counted = (logits.argmax(axis=1) == data.validation.labels).mean()
-    tolerance = 1e-6 if card["parameters"]["precision"] == "float32" else 0.01
-    np.testing.assert_allclose(counted, metrics["val_accuracy"], atol=tolerance)
+    second, first = np.sort(logits)[:, -2:].T
+    undecided = (first - second < _tolerance(model, logits)).mean()  # in other batches, other classes may win there
+    assert abs(counted - metrics["val_accuracy"]) <= undecided + 1e-6, (
+        f"the model's validation accuracy is {counted:.4f}, its card's {metrics['val_accuracy']:.4f}"
+    )
     if card["parameters"]["select_by"] == "val_accuracy":
-        assert metrics["val_accuracy"] == max(history["val_accuracy"])
+        best = max(history["val_accuracy"])
+        assert metrics["val_accuracy"] == best, f"the card's accuracy is {metrics['val_accuracy']}, the best {best}"
     print("the model at hand has the card's validation accuracy")
 
 
 def saved(model: keras.Model, data: Data, path) -> None:
     """The saved model gives the same logits."""
     loaded, images = keras.saving.load_model(path), data.test.images[:16]
-    np.testing.assert_allclose(loaded.predict(images, verbose=0), model.predict(images, verbose=0), atol=1e-5)
+    logits = model.predict(images, verbose=0)
+    np.testing.assert_allclose(loaded.predict(images, verbose=0), logits, atol=_tolerance(model, logits))
     print("the saved model gives the same logits")
+
+
+def _tolerance(model, logits):
+    """How far logits may lie apart that were computed in another order."""
+    exact = model.get_layer("rescale").compute_dtype == "float32"
+    return (1e-5 if exact else 0.02) * max(1, np.abs(logits).max())

@@ -7,10 +7,10 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 
 def grid(pictures, titles=(), columns=8, size=1.1, **imshow) -> Figure:
-    """Pictures (N, H, W) or (N, H, W, 3) in rows of ``columns``, ``size`` inches each; ``imshow`` is Matplotlib's."""
-    rows = -(-len(pictures) // columns)
-    height = size * (1.25 if len(titles) else 1)
-    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, height * rows), squeeze=False)
+    """Pictures (N, H, W) or (N, H, W, 3) in rows of ``columns``, ``size`` inches wide; ``imshow`` is Matplotlib's."""
+    rows, (height, width) = -(-len(pictures) // columns), pictures[0].shape[:2]
+    tall = size * (height / width + (0.25 if len(titles) else 0))
+    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, tall * rows), squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for ax, picture in zip(axes.flat, pictures, strict=False):
@@ -22,9 +22,28 @@ def grid(pictures, titles=(), columns=8, size=1.1, **imshow) -> Figure:
     return figure
 
 
+def resized(images, size: int) -> np.ndarray:
+    """uint8 images (N, H, W, 3) as a model with this ``resize`` sees them, (N, size, size, 3); at 0 as they are."""
+    if not size:
+        return images
+    import keras  # here, because comparing runs needs figures but not Keras
+
+    layer = keras.layers.Resizing(size, size, dtype="float32")
+    return np.rint(keras.ops.convert_to_numpy(layer(images))).astype("uint8")
+
+
 def patches(image, patch_size: int, size=4.0) -> Figure:
-    """An image (H, W, 3), 0 to 255, beside the patches that a model with this patch size sees."""
+    """An image (H, W, 3), 0 to 255, beside the patches that a model with this patch size cuts it into.
+
+    Raises:
+        ValueError: the patches don't tile the image.
+    """
     height, width, channels = image.shape
+    if height % patch_size or width % patch_size:
+        raise ValueError(
+            f"patch_size: received {patch_size} for an image of {height} x {width} pixels, "
+            "accepted: a divisor of both its height and its width."
+        )
     rows, columns, gap = height // patch_size, width // patch_size, max(1, patch_size // 4)
     cut = np.full((rows, patch_size + gap, columns, patch_size + gap, channels), 255, "uint8")
     cut[:, gap:, :, gap:] = image.reshape(rows, patch_size, columns, patch_size, channels)
@@ -34,16 +53,28 @@ def patches(image, patch_size: int, size=4.0) -> Figure:
 
 
 def heat(images, shares) -> np.ndarray:
-    """Images (N, H, W, 3) in dim grey, and over each in orange its share of each place: (N, places), brightest is most.
+    """Images (N, H, W, 3) in dim grey, and over each in orange its share of each place: brightest is most.
 
-    The places are a square grid over the image, row by row. Returns floats (N, H, W, 3), 0 to 1, for ``grid``.
+    The shares are (N, rows, columns), a grid of places over the image. Returns floats (N, H, W, 3), 0 to 1, for
+    ``grid``.
     """
-    side = round(np.sqrt(shares.shape[1]))
     height, width = images.shape[1:3]
-    light = (shares / shares.max(axis=1, keepdims=True)).reshape(-1, side, side)
-    rows, columns = np.arange(height) * side // height, np.arange(width) * side // width
+    light = shares / shares.max(axis=(1, 2), keepdims=True)
+    rows, columns = (np.arange(n) * places // n for n, places in zip((height, width), light.shape[1:], strict=True))
     grey = 0.6 * images.mean(axis=-1, keepdims=True) / 255
     return np.clip(grey + light[:, rows][:, :, columns, None] * [0.9, 0.4, 0.0], 0, 1)
+
+
+def similarity(vectors) -> Figure:
+    """Vectors (rows, columns, dim) of a grid of places: for places down the diagonal, the cosine with all others.
+
+    As figure 7 of Dosovitskiy et al. (2021) shows position embeddings. Where the grid isn't square, the diagonal takes
+    as many steps as the shorter side has places.
+    """
+    unit = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    steps = np.arange(min(unit.shape[:2]))
+    down, across = (steps * places // len(steps) for places in unit.shape[:2])
+    return filters(unit @ unit[down, across].T, columns=8, size=1)
 
 
 def filters(kernels, columns=16, size=0.5) -> Figure:

@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import papermill
 import pytest
 import yaml
@@ -164,3 +165,54 @@ def test_trained_numbers_may_differ_within_their_tolerance_and_nothing_else_may(
     value = {"output_type": "execute_result", "data": {"text/plain": "0.5", "image/png": "1.5"}}
     near = {"output_type": "execute_result", "data": {"text/plain": "0.55", "image/png": "1.5"}}
     assert within([near], [value], 0.1) == [value] != within([near], [value], 0.01)
+
+
+# Data that a user may bring, as (shape, classes, images), and what the recipe may ask for.
+ODD = {
+    "wide": ((24, 32), 3, 40, {"pad": 4, "flip": True, "depth": 1, "schedule": "plateau", "patience": 1}),
+    "few": ((16, 16), 2, 12, {"limit": 8, "pad": 8, "patch_size": 8, "batch_size": 512, "precision": "mixed_bfloat16"}),
+    "resized": ((40, 20), 4, 40, {"resize": 24, "patch_size": 6}),
+}
+TINY = {"epochs": 1, "dim": 8, "key_dim": 4, "mlp_dim": 8, "conv_dim": 4, "tokens_dim": 4, "channels_dim": 8}
+
+
+def odd_data(path, shape, classes, count):
+    """An .npz file of pictures sorted by class, each its own mirror image: stripes of random colours."""
+    labels = np.sort(np.arange(count) % classes)
+    rows = np.random.default_rng(0).integers(0, 256, (count, shape[0], 1, 3), dtype="uint8")
+    images = np.broadcast_to(rows, (count, *shape, 3))
+    np.savez(path, x_train=images, y_train=labels, x_test=images[::3], y_test=labels[::3])
+    return str(path)
+
+
+@pytest.fixture
+def eagerly():
+    """Nothing is compiled, which takes longer than a handful of steps."""
+    tf = pytest.importorskip("tensorflow")
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.mark.filterwarnings("ignore:Even though the `tf.config")
+@pytest.mark.parametrize(
+    ("path", "case"),
+    [
+        pytest.param(path, case, id=f"{path.stem}-{case}")
+        for path in NOTEBOOKS
+        if path.stem in SCHEMAS
+        for case in ODD
+        if "resize" not in ODD[case][-1] or "resize" in SCHEMAS[path.stem].model_fields
+    ],
+)
+def test_runs_on_all_that_the_library_accepts(path, case, tmp_path, monkeypatch, eagerly):
+    shape, classes, count, wanted = ODD[case]
+    dataset = odd_data(tmp_path / "odd.npz", shape, classes, count)
+    values = TINY | wanted | {"dataset": dataset, "run_dir": str(tmp_path / "run")}
+    namespace, (first, *cells) = {}, code_cells(path)
+    exec(first.source, namespace)
+    namespace |= {name: value for name, value in values.items() if name in namespace}
+    monkeypatch.chdir(path.parent)
+    for number, cell in enumerate(cells, start=2):
+        if "_table(" not in cell.source:  # of published models, the same for all parameters
+            exec(compile(cell.source, f"{path.stem}, cell {number}", "exec"), namespace)

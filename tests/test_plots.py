@@ -1,7 +1,8 @@
 import numpy as np
+import pytest
 from matplotlib import pyplot as plt
 
-from patchlib import plots
+from patchlib import models, plots
 
 
 def drawn(figure):
@@ -16,12 +17,32 @@ def test_grid_shows_every_picture_with_its_title():
     assert not plt.get_fignums()  # closed, so a notebook doesn't show it twice
 
 
-def test_patches_are_the_image_cut_along_its_grid():
-    image = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype="uint8")
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (8, 12), (4, 16)])
+def test_patches_are_the_image_cut_along_its_grid(height, width):
+    image = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype="uint8")
     _, cut = drawn(plots.patches(image, 4))
-    assert cut.shape == (10, 10, 3)
-    np.testing.assert_array_equal(cut[1:5, 6:10], image[:4, 4:])
-    assert (cut[5] == 255).all() and (cut[:, 0] == 255).all()
+    assert (cut[::5] == 255).all() and (cut[:, ::5] == 255).all()
+    kept = [np.flatnonzero(np.arange(size) % 5) for size in cut.shape[:2]]
+    np.testing.assert_array_equal(cut[np.ix_(*kept)], image)
+
+
+def test_patches_that_do_not_tile_are_refused_in_a_sentence():
+    with pytest.raises(ValueError, match="patch_size: received 8 for an image of 32 x 20 pixels, accepted: a divisor"):
+        plots.patches(np.zeros((32, 20, 3), "uint8"), 8)
+
+
+@pytest.mark.parametrize("size", [0, 6, 24])
+def test_resized_images_are_those_that_a_model_sees(size):
+    images = np.random.default_rng(0).integers(0, 256, (2, 10, 16, 3), dtype="uint8")
+    model = models.mlp_mixer((10, 16, 3), 2, resize=size, patch_size=2, dim=4, depth=1)
+    seen = 255 * np.array(models.intermediates(model)(images)["resize" if size else "rescale"])
+    np.testing.assert_allclose(plots.resized(images, size), seen, atol=0.51)
+
+
+def test_a_grid_gives_pictures_the_room_of_their_shape():
+    for height, width in ((4, 4), (4, 8), (9, 3)):
+        across, down = plots.grid(np.zeros((3, height, width)), columns=3).get_size_inches()
+        np.testing.assert_allclose(down / (across / 3), height / width)
 
 
 def test_filters_share_one_scale_with_zero_in_its_middle():
@@ -39,11 +60,24 @@ def test_curves_are_the_histories():
     assert [list(line.get_ydata()) for line in accuracies.lines] == [history["accuracy"], history["val_accuracy"]]
 
 
-def test_heat_is_brightest_where_the_share_is_largest():
-    images, shares = np.zeros((1, 4, 4, 3), "uint8"), np.array([[0.1, 0.2, 0.4, 0.3]])
-    (picture,) = plots.heat(images, shares)
-    np.testing.assert_allclose(picture[::2, ::2, 0], 0.9 * np.array([[0.25, 0.5], [1, 0.75]]))
-    assert (picture[2:, :2] == picture[2, 0]).all()
+@pytest.mark.parametrize("grid", [(2, 2), (2, 4), (3, 1)])
+def test_heat_is_brightest_where_the_share_is_largest(grid):
+    shares = np.random.default_rng(0).random((2, *grid))
+    pictures = plots.heat(np.zeros((2, 2 * grid[0], 3 * grid[1], 3), "uint8"), shares)
+    wanted = 0.9 * shares / shares.max(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(pictures[..., 0], wanted.repeat(2, axis=1).repeat(3, axis=2))
+
+
+@pytest.mark.parametrize("grid", [(3, 3), (2, 4), (5, 2), (1, 4)])
+def test_similarity_is_one_at_the_place_itself_and_the_cosine_elsewhere(grid):
+    vectors = np.random.default_rng(0).normal(size=(*grid, 5))
+    pictures = drawn(plots.similarity(vectors))
+    assert len(pictures) == min(grid)
+    places = [np.unravel_index(picture.argmax(), grid) for picture in pictures]
+    assert places[0] == (0, 0) and all(np.diff([row for row, _ in places]) > 0)
+    corner, other = vectors[0, 0], vectors[-1, -1]
+    cosine = corner @ other / np.linalg.norm(corner) / np.linalg.norm(other)
+    np.testing.assert_allclose(2 * pictures[0][-1, -1] - 1, cosine)
 
 
 def test_scatter_has_means_with_their_spread_in_a_panel_each():

@@ -1,0 +1,101 @@
+import keras
+import numpy as np
+import pytest
+
+from patchlib import augment, checks, models
+from patchlib.data import Data, Split
+
+
+def picture(kind, height=12, width=20):
+    """An image of one colour, its own mirror image, or noise."""
+    shape = {"black": (1, 1, 3), "striped": (height, 1, 3), "noise": (height, width, 3)}[kind]
+    drawn = np.random.default_rng(0).integers(0, 256, shape, dtype="uint8")
+    return np.broadcast_to(drawn * (kind != "black"), (height, width, 3))
+
+
+def data_of(count, classes, contrast=255):
+    images = np.random.default_rng(1).integers(0, contrast + 1, (count, 8, 12, 3), dtype="uint8")
+    split = Split(images, np.arange(count) % classes)
+    return Data("noise", split, split, split, tuple(map(str, range(classes))), "")
+
+
+def card_of(accuracy):
+    history, metrics = {"loss": [1.0], "val_accuracy": [accuracy]}, {"val_accuracy": accuracy}
+    return {"history": history, "metrics": metrics, "parameters": {"select_by": "val_accuracy"}}
+
+
+def network(data, **arguments):
+    keras.utils.set_random_seed(0)
+    return models.convmixer(data.input_shape, data.num_classes, dim=8, depth=1, patch_size=4, **arguments)
+
+
+@pytest.mark.parametrize("pad", [1, 4, 8, 15])
+@pytest.mark.parametrize("kind", ["black", "striped", "noise"])
+def test_augmenting_any_image_by_any_pad_passes(kind, pad):
+    checks.augmented(picture(kind), pad)
+
+
+CROP, FLIP = "random_pad_crop", "random_flip"
+FAULTS = {
+    "no crop": (CROP, lambda images, rng, pad: images),
+    "rolled round": (CROP, lambda images, rng, pad: np.roll(images, rng.integers(-pad, pad + 1), axis=1)),
+    "one crop for all": (CROP, lambda images, rng, pad: np.pad(images[:, pad:], ((0, 0), (0, pad), (0, 0), (0, 0)))),
+    "no flip": (FLIP, lambda images, rng: images),
+    "upside down": (FLIP, lambda images, rng: images[:, ::-1]),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_the_augmentation_is_found(fault, monkeypatch):
+    monkeypatch.setattr(augment, *FAULTS[fault])
+    with pytest.raises(AssertionError, match="shift|pictures of one"):
+        checks.augmented(picture("noise"), pad=4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(("count", "classes", "contrast"), [(1, 2, 255), (3, 500, 255), (40, 3, 5)])
+def test_any_untrained_model_on_any_data_passes(count, classes, contrast, dtype, capsys):
+    data = data_of(count, classes, contrast)
+    checks.untrained(network(data, mean=data.mean, std=data.std, dtype=dtype), data, data.mean, data.std)
+    assert capsys.readouterr().out.endswith("yes\n")
+
+
+def test_pixels_on_another_scale_are_found():
+    data = data_of(4, 2)
+    with pytest.raises(AssertionError):
+        checks.untrained(network(data, std=128.0), data)
+
+
+def test_a_model_that_is_not_its_cards_is_found():
+    data = data_of(12, 3)
+    model = network(data)
+    model.get_layer("head").bias.assign([9, 0, 0])  # so that every answer is the first class, right for a third
+    checks.trained(model, data, card_of(1 / 3))
+    with pytest.raises(AssertionError, match="validation accuracy is 0.3333, its card's 0.4167"):
+        checks.trained(model, data, card_of(5 / 12))
+
+
+def test_a_tie_may_go_either_way():
+    data = data_of(12, 3)
+    model = network(data)
+    head = model.get_layer("head")
+    head.set_weights([np.zeros(head.kernel.shape), np.array([1, 1, 0])])
+    for accuracy in (0, 1 / 3, 1):
+        checks.trained(model, data, card_of(accuracy))
+
+
+def test_a_file_with_other_weights_is_found(tmp_path):
+    data = data_of(4, 2)
+    model = network(data)
+    model.save(tmp_path / "model.keras")
+    checks.saved(model, data, tmp_path / "model.keras")
+    model.get_layer("head").bias.assign([0.001, 0])
+    with pytest.raises(AssertionError):
+        checks.saved(model, data, tmp_path / "model.keras")
+
+
+def test_a_wrong_number_of_parameters_is_named():
+    model = network(data_of(4, 2))
+    count = model.count_params()
+    with pytest.raises(AssertionError, match=f"the model has {count:,} parameters, the formula counts {count + 1:,}"):
+        checks.parameters(model, count + 1)
