@@ -80,7 +80,7 @@ def recipe(model: keras.Model, data: Data, parameters: Recipe) -> None:
         print("   ", textwrap.shorten(", ".join(row["weights"]), 100, placeholder=" ..."))
     total = parameters.epochs * len(batches)
     rates = training.rates(model, [share * (total - 1) // 4 for share in range(5)])
-    print("learning rate at steps", ", ".join(f"{step}: {rate:.4g}" for step, rate in rates.items()))
+    print("learning rate at steps", ", ".join(f"{step}: {rate:.3g}" for step, rate in rates.items()))
     print(f"an epoch: {len(batches)} steps of {batches.batch_size} images")
     print(f"loss: {type(model.loss).__name__}, label smoothing {model.loss.label_smoothing}")
     dropped = [words for layer in model.layers for words in _dropouts(layer, layer.name)]

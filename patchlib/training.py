@@ -22,8 +22,9 @@ from patchlib.parameters import Recipe
 # Which random stream of an epoch is meant, so that no two of them coincide.
 _ORDER, _AUGMENTATION = 1, 2
 
-# A run of fewer steps is warned of: a network that starts from nothing has hardly moved by then.
-FEW_STEPS = 200
+# A run of fewer steps is warned of, since a network that starts from nothing has hardly moved by then, and told how to
+# get as many as the second.
+FEW_STEPS, ENOUGH_STEPS = 200, 500
 
 # Threads that prepare batches. With one, Keras leaves that to tf.data, whose tuning thread TensorFlow 2.21 may wait for
 # at an epoch's end, for up to a minute. With more, on JAX, the first epoch would see some batches twice and others not.
@@ -238,7 +239,7 @@ def warn_of_few_steps(split: Split, recipe: Recipe) -> None:
     steps = recipe.epochs * count_steps(split, recipe)
     if steps < FEW_STEPS:
         batch_size = max(1, min(recipe.batch_size, 2 ** int(math.log2(max(1, len(split) / 8)))))
-        epochs = math.ceil(5 * FEW_STEPS / (len(split) // batch_size))
+        epochs = math.ceil(ENOUGH_STEPS / (len(split) // batch_size))
         warnings.warn(
             f"batch_size {recipe.batch_size} and epochs {recipe.epochs} make {steps} steps of {len(split)} training "
             f"images, too few to learn much: batch_size {batch_size} and epochs {epochs} would make "

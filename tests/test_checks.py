@@ -2,8 +2,9 @@ import keras
 import numpy as np
 import pytest
 
-from patchlib import augment, checks, models
-from patchlib.data import Data, Split
+from patchlib import augment, checks, models, training
+from patchlib.data import Data, Split, load_data
+from patchlib.parameters import Recipe
 
 
 def picture(kind, height=12, width=20):
@@ -99,3 +100,28 @@ def test_a_wrong_number_of_parameters_is_named():
     count = model.count_params()
     with pytest.raises(AssertionError, match=f"the model has {count:,} parameters, the formula counts {count + 1:,}"):
         checks.parameters(model, count + 1)
+
+
+def test_a_recipe_is_read_back_from_what_was_compiled_not_from_what_was_asked(capsys):
+    keras.utils.set_random_seed(0)
+    model = models.cct(
+        (8, 8, 3), 3, dim=8, depth=2, key_dim=4, mlp_dim=8, conv_dim=4, dropout=0.3, stochastic_depth=0.2
+    )
+    data = load_data("digits", limit=50)
+    asked = Recipe(epochs=4, batch_size=10, erasing=0.5, mixup=0.7)
+    compiled = {"optimizer": "muon", "adamw_ratio": 0.5, "weight_decay": 0.02, "schedule": "one_cycle"}
+    training.compile_model(model, Recipe(epochs=4, learning_rate=0.5, label_smoothing=0.1, **compiled), 5)
+    checks.recipe(model, data, asked)
+    told = capsys.readouterr().out
+    for words in (
+        "muon at 1 of the rate, decay 0.02, for 12 weights:\n    block_0/attention/query/kernel",
+        "adamw at 0.5 of the rate, decay 0.01, for 5 weights:\n    stem/conv_0/kernel",
+        "adamw at 0.5 of the rate, no decay, for 24 weights",
+        "steps 0: 0, 4: 0.25, 9: 0.441, 14: 0.144, 19: 0.00625\n",
+        "an epoch: 5 steps of 10 images",
+        "CategoricalCrossentropy, label smoothing 0.1",
+        "block_1/mlp/output_drop 0.3, block_1/attention_drop 0.2, block_1/mlp_drop 0.2",
+        "erasing=0.5",
+        "mixup=0.7",
+    ):
+        assert words in told, told

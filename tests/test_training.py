@@ -1,3 +1,4 @@
+import re
 import warnings
 
 import keras
@@ -327,12 +328,12 @@ def test_ema_goes_with_the_statistics_that_its_weights_have():
 
 
 def test_ema_reaches_what_the_weights_themselves_reach():
-    data = load_data("digits", limit=400)
+    data = load_data("digits", limit=800)
     reached = {}
     for ema in (0.0, 0.9, 0.99):  # the last needs 500 steps
         keras.utils.set_random_seed(0)
         model = models.convmixer(data.input_shape, 10, dim=16, depth=1, patch_size=8, kernel_size=3)
-        recipe = Recipe(epochs=10, batch_size=8, learning_rate=0.02, schedule="one_cycle", flip=False, ema=ema)
+        recipe = Recipe(epochs=5, batch_size=8, learning_rate=0.02, schedule="one_cycle", flip=False, ema=ema)
         *_, progress = training.epochs(model, data, recipe, training.Progress())
         reached[ema] = progress.history["val_accuracy"][-1]
     assert reached[0.0] > 0.85 and max(reached.values()) - min(reached.values()) <= 0.02, reached
@@ -341,8 +342,8 @@ def test_ema_reaches_what_the_weights_themselves_reach():
 @pytest.mark.parametrize(
     ("count", "recipe", "words"),
     [
-        (129, Recipe(epochs=25), ["batch_size 128 and epochs 25 make 25 steps of 129", "batch_size 16 and epochs 125"]),
-        (43, Recipe(epochs=2, batch_size=64), ["batch_size 64 and epochs 2", "batch_size 4", "would make 1,000"]),
+        (129, Recipe(epochs=25), ["batch_size 128 and epochs 25 make 25 steps of 129", "batch_size 16 and epochs 63"]),
+        (43, Recipe(epochs=2, batch_size=64), ["batch_size 64 and epochs 2", "batch_size 4", "would make 500"]),
         (640, Recipe(epochs=45, ema=0.999), ["ema 0.999 needs 5,000 steps", "has 225", "an ema of 0.977"]),
     ],
 )
@@ -351,6 +352,25 @@ def test_too_few_steps_are_warned_of_with_what_would_do(count, recipe, words):
     with pytest.warns(UserWarning) as caught:
         training.warn_of_few_steps(split, recipe)
     assert all(word in str(caught[0].message) for word in words), caught[0].message
+
+
+def test_what_the_warning_names_works_on_thirty_pictures_a_class():
+    digits = load_data("digits")
+    chosen = np.concatenate([np.flatnonzero(digits.train.labels == label)[:30] for label in range(4)])
+    held_out = Split(*(part[digits.test.labels < 4] for part in (digits.test.images, digits.test.labels)))
+    data = Data("few", Split(digits.train.images[chosen], digits.train.labels[chosen]), held_out, held_out, "0123", "")
+    recipe = Recipe(epochs=25, learning_rate=0.01, schedule="one_cycle", weight_decay=0.02, flip=False)
+    with pytest.warns(UserWarning) as caught:
+        training.warn_of_few_steps(data.train, recipe)
+    numbers = re.search(r"batch_size (\d+) and epochs (\d+) would make", str(caught[0].message))
+    named = {"batch_size": int(numbers[1]), "epochs": int(numbers[2])}
+    accuracies = []
+    for changes in ({}, named):
+        keras.utils.set_random_seed(0)
+        model = models.convmixer(data.input_shape, 4, dim=8, depth=1, patch_size=8, kernel_size=3)
+        run(Recipe(**recipe.model_dump() | changes), data, model)
+        accuracies.append(training.evaluate(model, held_out)["accuracy"])
+    assert accuracies[1] > max(0.9, accuracies[0] + 0.1)
 
 
 @pytest.mark.parametrize("recipe", [Recipe(epochs=40), Recipe(epochs=100, ema=0.99)])
