@@ -110,6 +110,10 @@ def test_arguments_are_those_a_function_takes():
         ({"schedule": "cosin"}, ["'schedule'", "'cosin'", "'one_cycle'", "'cosine'"]),
         ({"warmup_epochs": 1.0}, ["warmup_epochs", "1.0", "'cosine'"]),
         ({"warmup_epochs": 5.0, "schedule": "cosine", "epochs": 5}, ["warmup_epochs", "5.0", "less than epochs"]),
+        ({"patch_size": 5}, ["patch_size", "5", "32 x 32", "accepted: 1, 2, 4, 8, 16, 32."]),
+        ({"patch_size": 32, "image_size": 48}, ["patch_size", "32", "48 x 48", "24, 48."]),
+        ({"fixed_decay": True, "schedule": "cosine"}, ["fixed_decay", "True", "'cosine'", "'plateau'"]),
+        ({"fixed_decay": True, "optimizer": "muon"}, ["fixed_decay", "True", "'muon'", "'adamw'"]),
         ({"ema": 1.0}, ["'ema'", "1.0", "less than 1"]),
     ],
 )
@@ -119,6 +123,13 @@ def test_what_is_refused_is_said_in_one_sentence(values, words):
     message = str(caught.value)
     assert all(word in message for word in words), message
     assert "\n" not in message
+
+
+def test_patches_must_tile_what_the_model_resizes_to_where_the_images_size_is_not_known_yet():
+    assert ConvMixer(dataset="photos/", patch_size=7).patch_size == 7  # load_data looks at the pictures
+    assert ARCHITECTURES["gmlp"](dataset="photos/", resize=63, patch_size=7).resize == 63
+    with pytest.raises(ParameterError, match=r"patch_size: received 8 for images of 63 x 63 pixels, accepted: 1, 3, 7"):
+        ARCHITECTURES["gmlp"](dataset="photos/", resize=63, patch_size=8)
 
 
 def test_an_integer_is_a_number_but_parameters_are_fixed():
