@@ -120,18 +120,38 @@ def out_of_patience(val_losses: list[float], patience: int) -> bool:
     return 0 < patience < len(val_losses) and min(val_losses[-patience:]) >= min(val_losses[:-patience])
 
 
+class _KeepsWeights:
+    """Leaves the weights alone when ``fit`` ends, here after each epoch; Keras puts the average in their place."""
+
+    def finalize_variable_values(self, var_list):
+        pass
+
+
+class AdamW(_KeepsWeights, keras.optimizers.AdamW):
+    """Keras' AdamW; with ``use_ema`` it averages over more than one ``fit``."""
+
+
+class Muon(_KeepsWeights, keras.optimizers.Muon):
+    """Keras' Muon; with ``use_ema`` it averages over more than one ``fit``."""
+
+
 def compile_model(model: keras.Model, recipe: Recipe, steps_per_epoch: int) -> None:
     """Give the model its optimiser, cross-entropy on logits, accuracy and top-5 accuracy."""
-    shared = {"learning_rate": learning_rate(recipe, steps_per_epoch), "weight_decay": recipe.weight_decay}
+    shared = {
+        "learning_rate": learning_rate(recipe, steps_per_epoch),
+        "weight_decay": recipe.weight_decay,
+        "use_ema": recipe.ema > 0,
+        "ema_momentum": recipe.ema or 0.99,
+    }
     if recipe.optimizer == "muon":  # whose update of a matrix has a root mean square of 0.2 times the rate
-        optimizer = keras.optimizers.Muon(
+        optimizer = Muon(
             exclude_layers=["^head/", "^pool/", "^position/"],
             adam_lr_ratio=recipe.adamw_ratio,
             adam_weight_decay=recipe.weight_decay * recipe.adamw_ratio,  # Keras multiplies it by Muon's rate
             **shared,
         )
     else:
-        optimizer = keras.optimizers.AdamW(**shared)
+        optimizer = AdamW(**shared)
     if recipe.decay_on == "kernels":
         optimizer.exclude_from_weight_decay([w for w in model.trainable_variables if len(w.shape) < 2])
     if recipe.precision == "mixed_float16":  # its small gradients would become zero
@@ -156,7 +176,7 @@ def updates(model: keras.Model) -> list[dict]:
     optimizer, rows = _inner(model.optimizer), {}
     for weight in model.trainable_variables:
         rule, rate, decay = "adamw", 1.0, optimizer.weight_decay
-        if isinstance(optimizer, keras.optimizers.Muon):
+        if isinstance(optimizer, Muon):
             rule, rate = ("adamw", optimizer.adam_lr_ratio) if optimizer._should_use_adamw(weight) else ("muon", 1.0)
             decay = optimizer.weight_decay if rule == "muon" else optimizer.adam_weight_decay
         decay = decay if optimizer._use_weight_decay(weight) else 0.0
@@ -193,40 +213,24 @@ class Progress:
         return len(self.history.get("loss", ()))
 
 
-class WeightAverage(keras.callbacks.Callback):
-    """An exponential moving average of a model's trainable weights, taken after every step.
+def _give_average(model: keras.Model, batches: Batches) -> None:
+    """Give a model the moving average of its weights, and BatchNorm the statistics that go with it, over 32 batches.
 
-    It's ``momentum * average + (1 - momentum) * weights``, and begins as the weights after the first step. Keras'
-    optimisers average, too, but put the average in the weights' place whenever ``fit`` ends: here after each epoch.
+    The average is ``momentum * average + (1 - momentum) * weights`` after every step, and begins as the weights after
+    the first. The statistics of the weights themselves would be others (Izmailov et al., "Averaging Weights Leads to
+    Wider Optima and Better Generalization", 2018, section 3.2).
     """
-
-    def __init__(self, model: keras.Model, momentum: float, steps: int):
-        super().__init__()
-        self.momentum, self.steps = momentum, steps
-        self.variables = [keras.Variable(w, trainable=False, name="average") for w in model.trainable_weights]
-
-    def on_train_batch_end(self, batch, logs=None):
-        kept = self.momentum if self.steps else 0.0
-        for average, weight in zip(self.variables, self.model.trainable_weights, strict=True):
-            average.assign(kept * average + (1 - kept) * weight)
-        self.steps += 1
-
-    def give(self, model: keras.Model, batches: Batches) -> None:
-        """Give the averages to a model, and BatchNorm the statistics that it has with them, over 32 batches at most.
-
-        The statistics of the weights themselves would be others (Izmailov et al., "Averaging Weights Leads to Wider
-        Optima and Better Generalization", 2018, section 3.2).
-        """
-        for weight, average in zip(model.trainable_weights, self.variables, strict=True):
-            weight.assign(average)
-        norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
-        momenta = [norm.momentum for norm in norms]
-        for step in range(min(32, len(batches)) if norms else 0):
-            for norm in norms:
-                norm.momentum = step / (step + 1)  # so that the moving average is the mean of all so far
-            model(batches[step][0], training=True)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+    swap = keras.callbacks.SwapEMAWeights()
+    swap.set_model(model)
+    swap.on_test_begin()
+    norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    momenta = [norm.momentum for norm in norms]
+    for step in range(min(32, len(batches)) if norms else 0):
+        for norm in norms:
+            norm.momentum = step / (step + 1)  # so that the moving average is the mean of all so far
+        model(batches[step][0], training=True)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def count_steps(split: Split, recipe: Recipe) -> int:
@@ -258,23 +262,22 @@ def epochs(model: keras.Model, data: Data, recipe: Recipe, progress: Progress) -
     """Train from where ``progress`` stands to the recipe's last epoch, yielding after each.
 
     After the last one the model holds the weights of the best epoch, by validation (``recipe.select_by``); with an EMA
-    those are averages, as ``WeightAverage`` gives them. The test images are never looked at.
+    those are averages, with BatchNorm statistics of their own. The test images are never looked at.
 
     Raises:
         FloatingPointError: the loss is no longer a finite number.
     """
     steps = count_steps(data.train, recipe)
     compile_model(model, recipe, steps)
-    average = WeightAverage(model, recipe.ema, progress.epoch * steps) if recipe.ema else None
-    # All that a step reads: weights, seeds of random layers, the optimiser's moments and step, averages.
-    state = [*model.variables, *model.optimizer.variables, *(average.variables if average else ())]
+    # All that a step reads: weights, seeds of random layers, the optimiser's step, moments and averages.
+    state = [*model.variables, *model.optimizer.variables]
     if progress.epoch:
         _assign(state, progress.state)
     with tqdm(
         initial=progress.epoch * steps, total=recipe.epochs * steps, unit="step", disable=not sys.stderr.isatty()
     ) as bar:
         tick = keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, logs: bar.update())
-        callbacks = [keras.callbacks.TerminateOnNaN(), tick, *([average] if average else [])]
+        callbacks = [keras.callbacks.TerminateOnNaN(), tick]
         for epoch in range(progress.epoch, recipe.epochs):
             if out_of_patience(progress.history.get("val_loss", []), recipe.patience):
                 break
@@ -288,15 +291,15 @@ def epochs(model: keras.Model, data: Data, recipe: Recipe, progress: Progress) -
             row["learning_rate"] = float(model.optimizer.learning_rate)  # at the end of the epoch, as Keras logs it
             _refuse_divergence(row["loss"], epoch, recipe)
             progress.state = [np.array(v) for v in state]
-            if average:
-                average.give(model, batches)
+            if recipe.ema:
+                _give_average(model, batches)
             row |= {f"val_{k}": v for k, v in evaluate(model, data.validation, recipe.batch_size).items()}
             _refuse_divergence(row["val_loss"], epoch, recipe)
             for name, value in row.items():
                 progress.history.setdefault(name, []).append(value)
             if _best(progress.history, recipe.select_by) == epoch:
                 progress.best_epoch, progress.best_weights = epoch, model.get_weights()
-            if average:
+            if recipe.ema:
                 _assign(state, progress.state)
             bar.set_postfix(loss=f"{row['loss']:.3f}", val_accuracy=f"{row['val_accuracy']:.4f}")
             yield progress

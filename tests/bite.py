@@ -156,7 +156,7 @@ BUGS = {
     "unknown parameters pass": ("parameters.py", 'extra="forbid"', 'extra="ignore"', "convmixer"),
     "the average takes the weights' place": (
         "training.py",
-        "            if average:\n                _assign(state, progress.state)\n",
+        "            if recipe.ema:\n                _assign(state, progress.state)\n",
         "",
         "convmixer",
     ),
@@ -166,12 +166,17 @@ BUGS = {
         "0 if norms",
         "convmixer",
     ),
-    "the average starts anew on resuming": ("training.py", "*(average.variables if average else ())", "", "convmixer"),
+    "the average taken up as weights at an epoch's end": (
+        "training.py",
+        "    def finalize_variable_values(self, var_list):\n        pass\n",
+        "    pass\n",
+        "convmixer",
+    ),
     "biases decay": ("training.py", 'recipe.decay_on == "kernels"', 'recipe.decay_on == "none"', "convmixer"),
     "muon without decay": (
         "training.py",
-        "optimizer = keras.optimizers.Muon(",
-        'shared["weight_decay"] = 0.0\n        optimizer = keras.optimizers.Muon(',
+        "optimizer = Muon(",
+        'shared["weight_decay"] = 0.0\n        optimizer = Muon(',
         "cct",
     ),
     "beside muon the decay is full": (

@@ -336,7 +336,7 @@ def test_ema_reaches_what_the_weights_themselves_reach():
         recipe = Recipe(epochs=5, batch_size=8, learning_rate=0.02, schedule="one_cycle", flip=False, ema=ema)
         *_, progress = training.epochs(model, data, recipe, training.Progress())
         reached[ema] = progress.history["val_accuracy"][-1]
-    assert reached[0.0] > 0.85 and max(reached.values()) - min(reached.values()) <= 0.02, reached
+    assert reached[0.0] > 0.85 and min(reached.values()) >= reached[0.0] - 0.02, reached
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ def test_what_the_warning_names_works_on_thirty_pictures_a_class():
     chosen = np.concatenate([np.flatnonzero(digits.train.labels == label)[:30] for label in range(4)])
     held_out = Split(*(part[digits.test.labels < 4] for part in (digits.test.images, digits.test.labels)))
     data = Data("few", Split(digits.train.images[chosen], digits.train.labels[chosen]), held_out, held_out, "0123", "")
-    recipe = Recipe(epochs=25, learning_rate=0.01, schedule="one_cycle", weight_decay=0.02, flip=False)
+    recipe = Recipe(epochs=8, learning_rate=0.01, schedule="one_cycle", weight_decay=0.02, flip=False)
     with pytest.warns(UserWarning) as caught:
         training.warn_of_few_steps(data.train, recipe)
     numbers = re.search(r"batch_size (\d+) and epochs (\d+) would make", str(caught[0].message))
