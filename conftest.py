@@ -24,7 +24,6 @@ def pytest_unconfigure(config):
 def pytest_collection_modifyitems(items):
     for item in items:
         if type(item).__name__ == "IPyNbCell":
-            item.add_marker(pytest.mark.xdist_group(item.parent.nodeid))  # the cells of a notebook share a kernel
             if "stderr" not in item.parent.skip_compare:
                 item.parent.skip_compare += ("stderr",)  # TensorFlow's remarks on the machine at hand
             for tag in item.cell.metadata.get("tags", []):

@@ -120,21 +120,6 @@ def out_of_patience(val_losses: list[float], patience: int) -> bool:
     return 0 < patience < len(val_losses) and min(val_losses[-patience:]) >= min(val_losses[:-patience])
 
 
-class _KeepsWeights:
-    """Leaves the weights alone when ``fit`` ends, here after each epoch; Keras puts the average in their place."""
-
-    def finalize_variable_values(self, var_list):
-        pass
-
-
-class AdamW(_KeepsWeights, keras.optimizers.AdamW):
-    """Keras' AdamW; with ``use_ema`` it averages over more than one ``fit``."""
-
-
-class Muon(_KeepsWeights, keras.optimizers.Muon):
-    """Keras' Muon; with ``use_ema`` it averages over more than one ``fit``."""
-
-
 def compile_model(model: keras.Model, recipe: Recipe, steps_per_epoch: int) -> None:
     """Give the model its optimiser, cross-entropy on logits, accuracy and top-5 accuracy."""
     shared = {
@@ -144,14 +129,16 @@ def compile_model(model: keras.Model, recipe: Recipe, steps_per_epoch: int) -> N
         "ema_momentum": recipe.ema or 0.99,
     }
     if recipe.optimizer == "muon":  # whose update of a matrix has a root mean square of 0.2 times the rate
-        optimizer = Muon(
+        optimizer = keras.optimizers.Muon(
             exclude_layers=["^head/", "^pool/", "^position/"],
             adam_lr_ratio=recipe.adamw_ratio,
             adam_weight_decay=recipe.weight_decay * recipe.adamw_ratio,  # Keras multiplies it by Muon's rate
             **shared,
         )
     else:
-        optimizer = AdamW(**shared)
+        optimizer = keras.optimizers.AdamW(**shared)
+    # Keras would put the average in the weights' place when `fit` ends, which here is after each epoch.
+    optimizer.finalize_variable_values = lambda variables: None
     if recipe.decay_on == "kernels":
         optimizer.exclude_from_weight_decay([w for w in model.trainable_variables if len(w.shape) < 2])
     if recipe.precision == "mixed_float16":  # its small gradients would become zero
@@ -176,7 +163,7 @@ def updates(model: keras.Model) -> list[dict]:
     optimizer, rows = _inner(model.optimizer), {}
     for weight in model.trainable_variables:
         rule, rate, decay = "adamw", 1.0, optimizer.weight_decay
-        if isinstance(optimizer, Muon):
+        if isinstance(optimizer, keras.optimizers.Muon):
             rule, rate = ("adamw", optimizer.adam_lr_ratio) if optimizer._should_use_adamw(weight) else ("muon", 1.0)
             decay = optimizer.weight_decay if rule == "muon" else optimizer.adam_weight_decay
         decay = decay if optimizer._use_weight_decay(weight) else 0.0

@@ -168,15 +168,15 @@ BUGS = {
     ),
     "the average taken up as weights at an epoch's end": (
         "training.py",
-        "    def finalize_variable_values(self, var_list):\n        pass\n",
-        "    pass\n",
+        "    optimizer.finalize_variable_values = lambda variables: None\n",
+        "",
         "convmixer",
     ),
     "biases decay": ("training.py", 'recipe.decay_on == "kernels"', 'recipe.decay_on == "none"', "convmixer"),
     "muon without decay": (
         "training.py",
-        "optimizer = Muon(",
-        'shared["weight_decay"] = 0.0\n        optimizer = Muon(',
+        "optimizer = keras.optimizers.Muon(",
+        'shared["weight_decay"] = 0.0\n        optimizer = keras.optimizers.Muon(',
         "cct",
     ),
     "beside muon the decay is full": (

@@ -313,7 +313,7 @@ def test_ema_equals_the_average_of_the_weights_after_every_step(momentum):
 def test_ema_goes_with_the_statistics_that_its_weights_have():
     """BatchNorm's moving average and variance are the means of what it has, batch by batch, with averaged weights."""
     recipe, data, seen = changed(ema=0.9), tiny(), []
-    model, history, progress = run(recipe, data)
+    model, _, progress = run(recipe, data)
     norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
     reached = [[np.array(norm.moving_mean), np.array(norm.moving_variance)] for norm in norms]
     assert {norm.momentum for norm in norms} == {0.8}  # as it was
@@ -324,7 +324,6 @@ def test_ema_goes_with_the_statistics_that_its_weights_have():
         model(batches[step][0], training=True)
         seen.append([[np.array(norm.moving_mean), np.array(norm.moving_variance)] for norm in norms])
     np.testing.assert_allclose(np.concatenate(np.mean(seen, axis=0)), np.concatenate(reached), rtol=1e-4, atol=1e-5)
-    assert history["val_accuracy"][progress.best_epoch] > 0.9
 
 
 def test_ema_reaches_what_the_weights_themselves_reach():
