@@ -48,7 +48,7 @@ test: .venv/ready .venv-jax/ready  ## all that CI runs: ruff, unit tests on Tens
 	$(PY) -m pytest --numprocesses 2 --dist loadfile notebooks
 	KERAS_BACKEND=jax .venv-jax/bin/python -m pytest --numprocesses 2 --dist worksteal tests/test_layers.py \
 		tests/test_models.py tests/test_runs.py tests/test_training.py \
-		-k "definition or trains_with or values_and_gradients or fresh or card or interrupted or first_epoch or ema_equals"
+		-k "definition or trains_with or values_and_gradient or fresh or card or interrupted or first_epoch or ema_equals"
 
 lab: .venv/ready  ## JupyterLab on the notebooks
 	$(PY) -m jupyterlab notebooks

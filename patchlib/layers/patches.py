@@ -132,6 +132,10 @@ class ConvTokenizer(Block):
         count, height, width, channels = self._shapes(input_shape)[-1]
         return count, height * width, channels
 
+    def grid(self, image_shape):
+        """Rows and columns of tokens for an image of shape (H, W, C)."""
+        return self._shapes((None, *image_shape))[-1][1:3]
+
     def _shapes(self, shape):
         shapes = [tuple(shape)]
         for layer in self.stages:
