@@ -21,6 +21,10 @@ PAPERMILL = $(PY) -m papermill notebooks/$(NB).ipynb $(RUN)/$(NB).ipynb --cwd no
 	-p run_dir "$(abspath $(RUN))" -p seed $(SEED) $(if $(DATA),-p dataset "$(DATA_PATH)") \
 	$(if $(LIMIT),-p limit $(LIMIT)) $(if $(EPOCHS),-p epochs $(EPOCHS)) $(ARGS)
 
+# Tests compile much and run each program a few times.
+COMPILE_QUICKLY = JAX_DISABLE_MOST_OPTIMIZATIONS=1 JAX_COMPILATION_CACHE_DIR="$(CURDIR)/.venv-jax/compiled" \
+	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
+
 .PHONY: help run full test lab refresh bench bite mutants lock
 help:  ## what there is
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -46,7 +50,7 @@ test: .venv/ready .venv-jax/ready  ## all that CI runs: ruff, unit tests on Tens
 	.venv/bin/ruff format --check .
 	$(PY) -m pytest --numprocesses 2 --dist worksteal tests
 	$(PY) -m pytest --numprocesses 2 --dist loadfile notebooks
-	KERAS_BACKEND=jax .venv-jax/bin/python -m pytest --numprocesses 2 --dist worksteal tests/test_layers.py \
+	KERAS_BACKEND=jax $(COMPILE_QUICKLY) .venv-jax/bin/python -m pytest --numprocesses 2 --dist worksteal tests/test_layers.py \
 		tests/test_models.py tests/test_runs.py tests/test_training.py \
 		-k "definition or trains_with or values_and_gradient or fresh or card or interrupted or first_epoch or ema_equals"
 

@@ -115,7 +115,7 @@ def trained(model: keras.Model, data: Data, card: dict) -> None:
 
 def saved(model: keras.Model, data: Data, path) -> None:
     """The saved model gives the same logits."""
-    loaded, images = keras.saving.load_model(path), data.test.images[:16]
+    loaded, images = models.load_model(path), data.test.images[:16]
     logits = model.predict(images, verbose=0)
     np.testing.assert_allclose(loaded.predict(images, verbose=0), logits, atol=_tolerance(model, logits))
     print("the saved model gives the same logits")

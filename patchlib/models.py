@@ -26,6 +26,17 @@ from patchlib.layers import kernels
 from patchlib.layers.base import positive
 
 
+def load_model(path) -> keras.Model:
+    """A model that was saved in Keras' format, as by ``runs.train``; uncompiled, so to be compiled for more training.
+
+    ``keras.saving.load_model`` does the same after ``import patchlib.layers``, which registers the layers.
+
+    Raises:
+        ValueError: there is no such file, or it isn't a Keras model.
+    """
+    return keras.saving.load_model(path, compile=False)
+
+
 def convmixer(
     input_shape=(32, 32, 3),
     num_classes=10,

@@ -414,7 +414,8 @@ def test_impossible_sizes_are_refused():
         models.vit(pool="max")
 
 
-def test_a_saved_model_classifies_a_picture_in_a_fresh_python(tmp_path):
+@pytest.mark.parametrize("load", ["patchlib.load_model", "patchlib.layers and keras.saving.load_model"])
+def test_a_saved_model_classifies_a_picture_in_a_fresh_python(tmp_path, load):
     keras.utils.set_random_seed(0)
     model = models.convmixer(dim=8, depth=1, dtype="mixed_bfloat16")
     picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype="uint8")
@@ -422,7 +423,7 @@ def test_a_saved_model_classifies_a_picture_in_a_fresh_python(tmp_path):
     model.save(tmp_path / "model.keras")
     program = (
         "import keras, numpy as np, patchlib; from PIL import Image\n"
-        "model = keras.saving.load_model('model.keras')\n"
+        f"model = ({load})('model.keras')\n"
         "np.save('logits.npy', model.predict(np.asarray(Image.open('picture.png'))[None], verbose=0))"
     )
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, env=os.environ)

@@ -57,6 +57,7 @@ def test_a_run_leaves_a_card_and_a_model_in_its_folder_and_nothing_else(tmp_path
     assert {len(values) for values in card["history"].values()} == {RECIPE.epochs}
     assert card["metrics"]["test_top5"] is None  # of three classes
     loaded, test = keras.saving.load_model(tmp_path / "run" / "model.keras"), tiny().test
+    assert not loaded.compiled
     counted = (loaded.predict(test.images, verbose=0).argmax(axis=1) == test.labels).mean()
     np.testing.assert_allclose(card["metrics"]["test_accuracy"], counted, atol=1e-6)
 
@@ -158,7 +159,7 @@ def random_cct(seed=0):
     """A network with everything random in training that there is."""
     keras.utils.set_random_seed(seed)
     rates = {"dropout": 0.3, "attention_dropout": 0.3, "stochastic_depth": 0.3}
-    return models.cct((6, 6, 3), 3, dim=8, key_dim=4, mlp_dim=8, conv_dim=4, **rates)
+    return models.cct((6, 6, 3), 3, depth=1, dim=8, key_dim=4, mlp_dim=8, conv_dim=4, **rates)
 
 
 EVERYTHING = {"optimizer": "muon", "trivial_augment": True, "erasing": 0.5, "mixup": 0.5, "cutmix": 0.5}
