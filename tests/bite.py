@@ -350,9 +350,7 @@ BUGS = {
     "smoke runs compared": ("compare.py", 'if card["tier"] == "smoke"', "if not card", "compare"),
     "the test images' luck forgotten": ("compare.py", "scores.max(axis=1)", "scores.mean(axis=1)", "compare"),
 }
-UNIT_TESTS = ["tests", "--ignore=tests/test_notebooks.py", "--ignore=tests/test_project.py"]
-
-
+ABOUT_FILES = ("test_notebooks", "test_project")  # how the project's files are written, not what they do
 CONTROL = ("models.py", "import keras", "import keras", "convmixer")
 
 
@@ -367,12 +365,19 @@ def bite(name: str) -> tuple[str, str]:
         if old not in text:
             raise SystemExit(f"{name}: {path.name} no longer holds {old!r}")
         path.write_text(text.replace(old, new))
-        return first_failure(copy, ["--nbval", f"notebooks/{notebook}.ipynb"]), first_failure(copy, UNIT_TESTS)
+        return first_failure(copy, ["--nbval", f"notebooks/{notebook}.ipynb"]), first_failure(copy, unit_tests(where))
 
 
 def place(where: str) -> Path:
     """The file of a bug, in the project."""
     return Path("patchlib" if where.endswith(".py") else "notebooks") / where
+
+
+def unit_tests(where: str) -> list[str]:
+    """The files of unit tests: those of the bug's module first, those that start programs last."""
+    own = "test_" + Path(where).parts[0].removesuffix(".py")
+    there = sorted(path.stem for path in ROOT.glob("tests/test_*.py") if path.stem not in ABOUT_FILES)
+    return [f"tests/{name}.py" for name in sorted(there, key=lambda name: (name != own, name == "test_batch"))]
 
 
 def first_failure(folder: Path, arguments: list[str]) -> str:
