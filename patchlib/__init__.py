@@ -16,7 +16,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    ["augment", "checks", "compare", "data", "layers", "models", "parameters", "pictures", "plots", "reference"]
-    + ["runs", "training"],
+    "augment checks compare data layers models parameters pictures plots reference runs training".split(),
     {"data": ["load_data"], "models": ["load_model"], "pictures": ["load_picture"], "runs": ["train"]},
 )
