@@ -16,6 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    "augment checks compare data layers models parameters pictures plots reference runs training".split(),
+    {"augment", "checks", "compare", "data", "layers", "models", "parameters", "pictures", "plots"}
+    | {"reference", "runs", "training"},
     {"data": ["load_data"], "models": ["load_model"], "pictures": ["load_picture"], "runs": ["train"]},
 )

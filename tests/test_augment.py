@@ -199,7 +199,7 @@ DEFINITIONS = {
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)
-@pytest.mark.parametrize("strength", [0.6, -1.0, 0.0])
+@pytest.mark.parametrize("strength", [0.6, -0.85, 0.83, -1.0, 0.0])
 def test_trivial_augments_operations_equal_their_definitions(name, strength):
     operation = augment._OPERATIONS[list(DEFINITIONS).index(name)]
     changed = np.asarray(operation(Image.fromarray(PICTURE), strength)).astype(float)
