@@ -139,7 +139,7 @@ def test_limit_draws_whatever_the_class_and_leaves_validation_and_test_alone(sou
 def test_limit_draws_the_same_images_each_time(tmp_path):
     npz(tmp_path / "own.npz")
     assert len({load_data(tmp_path / "own.npz", limit=10).fingerprint for _ in range(3)}) == 1
-    assert load_data("digits", limit=100).fingerprint .startswith("8cc7c69f")  # in every version
+    assert load_data("digits", limit=100).fingerprint.startswith("8cc7c69f")  # in every version
 
 
 @pytest.mark.parametrize(
