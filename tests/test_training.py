@@ -1,4 +1,6 @@
+import io
 import re
+import sys
 import warnings
 
 import keras
@@ -370,6 +372,18 @@ def test_what_the_warning_names_works_on_thirty_pictures_a_class():
         run(Recipe(**recipe.model_dump() | changes), data, model)
         accuracies.append(training.evaluate(model, held_out)["accuracy"])
     assert accuracies[1] > max(0.9, accuracies[0] + 0.1)
+
+
+def test_on_a_terminal_a_bar_tells_epochs_steps_and_numbers(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    history = run(RECIPE)[1]
+    shown = terminal.getvalue().split("\r")
+    for epoch in (1, 2, 3):
+        assert any(line.startswith(f"epoch {epoch}/3:") for line in shown)
+    assert "12/12" in shown[-1] and f"val_accuracy={history['val_accuracy'][-1]:.4f}" in shown[-1]
+    assert f"loss={history['loss'][-1]:.3f}" in shown[-1]
 
 
 @pytest.mark.parametrize("recipe", [Recipe(epochs=40), Recipe(epochs=100, ema=0.99)])
