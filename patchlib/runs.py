@@ -120,7 +120,8 @@ def _train(model, data, recipe, folder):
                 flush=True,
             )
     card = _card(model, data, recipe, identity, progress, started)
-    _write_whole(folder / MODEL, keras.Model(model.inputs, model.outputs, name=model.name).save)  # uncompiled
+    bare = keras.Model(model.inputs, model.outputs, name=model.name)  # uncompiled, or loading would need the schedule
+    _write_whole(folder / MODEL, bare.save)
     _write_whole(folder / CARD, lambda path: path.write_text(json.dumps(card, indent=1, allow_nan=False) + "\n"))
     if not os.environ.get("PATCHLIB_KEEP_CHECKPOINT"):  # `patchlib run` keeps it until the notebook's last cell ran
         for checkpoint in _checkpoints(folder):

@@ -430,3 +430,11 @@ def test_a_saved_model_classifies_a_picture_in_a_fresh_python(tmp_path, load):
     logits = np.load(tmp_path / "logits.npy")
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, model.predict(picture[None], verbose=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no model"])
+def test_what_is_no_saved_model_is_refused(tmp_path, content):
+    if content is not None:
+        (tmp_path / "model.keras").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.keras"):
+        models.load_model(tmp_path / "model.keras")

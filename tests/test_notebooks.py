@@ -177,16 +177,8 @@ ODD = {
     "few": ((16, 16), 2, 12, {"limit": 8, "pad": 8, "patch_size": 8, "batch_size": 512, "precision": "mixed_bfloat16"}),
     "resized": ((40, 20), 4, 40, {"resize": 24, "patch_size": 6}),
 }
-TINY = {
-    "epochs": 1,
-    "depth": 2,
-    "dim": 8,
-    "key_dim": 4,
-    "mlp_dim": 8,
-    "conv_dim": 4,
-    "tokens_dim": 4,
-    "channels_dim": 8,
-}
+TINY = {"epochs": 1, "depth": 2, "dim": 8, "key_dim": 4, "mlp_dim": 8, "conv_dim": 4}
+TINY |= {"tokens_dim": 4, "channels_dim": 8}
 
 
 def odd_data(path, shape, classes, count):
