@@ -2,7 +2,7 @@
 
 import sys
 
-from patchlib.batch import main
+from patchlib.cli import main
 
 if __name__ == "__main__":  # the worker processes import this module, too
     sys.exit(main())

@@ -5,10 +5,10 @@ They hold for every recipe and all data that the library accepts; what depends o
 
 import textwrap
 
-import keras
 import numpy as np
 
-from patchlib import models, reference, training
+from patchlib import models, optimizers, reference, training
+from patchlib.backend import keras
 from patchlib.data import Data, Split
 from patchlib.parameters import Recipe
 
@@ -74,12 +74,12 @@ def untrained(model: keras.Model, data: Data, mean=0.0, std=255.0) -> None:
 def recipe(model: keras.Model, data: Data, parameters: Recipe) -> None:
     """Print the recipe as it was compiled: read back from the model, its optimiser and its batches."""
     batches = training.Batches(data.train, data.num_classes, parameters, epoch=0)
-    for row in training.updates(model):
+    for row in optimizers.updates(model):
         decay = f"decay {row['decay']:g}" if row["decay"] else "no decay"
         print(f"{row['rule']} at {row['rate']:g} of the rate, {decay}, for {len(row['weights'])} weights:")
         print("   ", textwrap.shorten(", ".join(row["weights"]), 100, placeholder=" ..."))
     total = parameters.epochs * len(batches)
-    rates = training.rates(model, [share * (total - 1) // 4 for share in range(5)])
+    rates = optimizers.rates(model, [share * (total - 1) // 4 for share in range(5)])
     print("learning rate at steps", ", ".join(f"{step}: {rate:.3g}" for step, rate in rates.items()))
     print(f"an epoch: {len(batches)} steps of {batches.batch_size} images")
     print(f"loss: {type(model.loss).__name__}, label smoothing {model.loss.label_smoothing}")

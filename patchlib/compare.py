@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from patchlib import runs
+from patchlib import cards, markdown
+from patchlib.cards import RunError, mean_and_spread, recipe
 from patchlib.parameters import ARCHITECTURES
 
 Settings = dict[str, dict[str, list[dict]]]
@@ -21,24 +22,24 @@ def load(folder: str | os.PathLike) -> list[dict]:
     """All run cards in or below a folder, in the order of their paths; a card that lies there twice counts once.
 
     Raises:
-        runs.RunError: there's no such folder, a file isn't a run card of this schema, or runs are smoke runs, which
+        RunError: there's no such folder, a file isn't a run card of this schema, or runs are smoke runs, which
             show that the code works and not how good a network is.
     """
     if not Path(folder).is_dir():
-        raise runs.RunError(f"{folder} isn't a folder: name the one with the run cards.")
-    cards = {path: runs.load_card(path) for path in runs.card_files(folder)}
-    if smoke := [str(path) for path, card in cards.items() if card["tier"] == "smoke"]:
-        raise runs.RunError(
+        raise RunError(f"{folder} isn't a folder: name the one with the run cards.")
+    found = {path: cards.load_card(path) for path in cards.card_files(folder)}
+    if smoke := [str(path) for path, card in found.items() if card["tier"] == "smoke"]:
+        raise RunError(
             f"Smoke runs have no place in a comparison, and there is {', '.join(smoke)}: remove it, or name a folder "
             "without it."
         )
-    return [card for i, card in enumerate(cards.values()) if card not in list(cards.values())[:i]]
+    return [card for i, card in enumerate(found.values()) if card not in list(found.values())[:i]]
 
 
-def by_setting(cards: list[dict]) -> Settings:
+def by_setting(found: list[dict]) -> Settings:
     """The cards under their setting, and in it under a name: {"cifar10, ...": {"cct baseline": [card, ...]}}."""
     settings = {}
-    for (architecture, tier, where), group in runs.groups(cards).items():
+    for (architecture, tier, where), group in cards.groups(found).items():
         settings.setdefault(where, {})[f"{architecture} {tier}"] = group
     return dict(sorted(settings.items()))
 
@@ -52,7 +53,7 @@ def coverage(settings: Settings) -> str:
         seeds = {name: _seeds(group) for name, group in groups.items()}
         cells = [[seeds.get(f"{column} {tier}", "–") for tier in ("baseline", "tuned")] for column in columns]
         rows.append([where, *(f"{baseline} / {tuned}" for baseline, tuned in cells)])
-    return _table(["seeds of baseline / tuned", *columns], rows)
+    return markdown.table(["seeds of baseline / tuned", *columns], rows)
 
 
 def leaderboard(settings: Settings) -> str:
@@ -67,9 +68,9 @@ def leaderboard(settings: Settings) -> str:
             for what in ("seconds", "images_per_second"):  # of different machines they have no mean
                 numbers.append(np.mean([card["time"][what] for card in group]) if len(machines) == 1 else None)
             *counts, seconds, speed = ["–" if number is None else f"{number:,.0f}" for number in numbers]
-            accuracies = [runs.mean_and_spread(_accuracies(group, split)) for split in ("val", "test")]
+            accuracies = [mean_and_spread(_accuracies(group, split)) for split in ("val", "test")]
             rows.append([name, *counts, *accuracies, _seeds(group), seconds, speed, "; ".join(machines)])
-        tables.append(f"**{where}**\n\n{_table([*columns, 'seconds', 'images/s', 'computed on'], rows)}")
+        tables.append(f"**{where}**\n\n{markdown.table([*columns, 'seconds', 'images/s', 'computed on'], rows)}")
     return "\n\n".join(tables) or NONE
 
 
@@ -117,7 +118,7 @@ def steps(settings: Settings) -> str:
         for architecture in sorted({group[0]["architecture"] for group in groups.values()})
         if {f"{architecture} baseline", f"{architecture} tuned"} <= set(groups)
     ]
-    return _table(_STEP, rows) if rows else "No network has both a baseline and a tuned run in one setting yet."
+    return markdown.table(_STEP, rows) if rows else "No network has both a baseline and a tuned run in one setting yet."
 
 
 def ingredients(settings: Settings, most: int = 3) -> str:
@@ -129,7 +130,7 @@ def ingredients(settings: Settings, most: int = 3) -> str:
     """
     rows = []
     for where, groups in settings.items():
-        recipes = {name: runs.recipe(group[0]) for name, group in groups.items()}
+        recipes = {name: recipe(group[0]) for name, group in groups.items()}
         for a, b in itertools.combinations(sorted(groups, key=lambda name: _mean(groups[name])), 2):
             changed = _changed(recipes[a], recipes[b])
             between = any(
@@ -139,7 +140,7 @@ def ingredients(settings: Settings, most: int = 3) -> str:
             if 0 < len(changed) <= most and "architecture" not in changed and not between:
                 rows.append(_step(where, groups[a], groups[b]))
     nothing = f"No two groups of runs of one network in one setting differ in {most} parameters or fewer yet."
-    return _table(_STEP, sorted(rows)) if rows else nothing
+    return markdown.table(_STEP, sorted(rows)) if rows else nothing
 
 
 def flattery(settings: Settings) -> str:
@@ -161,7 +162,7 @@ def flattery(settings: Settings) -> str:
     if len(rows) > 1:
         difference, lucky = (f"{gain:+.2f}" for gain in np.mean(gains, axis=0))
         rows.append(["**mean of all rows**", "", "", "", difference, "", lucky])
-    return _table(columns, rows) if rows else NONE
+    return markdown.table(columns, rows) if rows else NONE
 
 
 def luck(accuracies: list[float], kept: int, images: int, draws: int = 10_000) -> float:
@@ -188,10 +189,10 @@ _STEP = ["network", "setting", "changed", "from, %", "to, %", "difference", "sta
 
 def _step(where, before, after):
     """A row of ``_STEP``; its standard error is that of two samples of so many test images."""
-    old, new = runs.recipe(before[0]), runs.recipe(after[0])
+    old, new = recipe(before[0]), recipe(after[0])
     changed = "; ".join(f"{name} {old.get(name)} → {new.get(name)}" for name in _changed(old, new))
     error = _error([(_mean(group), group[0]["dataset"]["test"]) for group in (before, after)])
-    accuracies = [runs.mean_and_spread(_accuracies(group)) for group in (before, after)]
+    accuracies = [mean_and_spread(_accuracies(group)) for group in (before, after)]
     numbers = [*accuracies, f"{_mean(after) - _mean(before):+.2f}", f"{error:.2f}"]
     return [before[0]["architecture"], where, changed, *numbers, f"{_seeds(before)}, {_seeds(after)}"]
 
@@ -221,10 +222,3 @@ def _two_lines(where):
 
 def _seeds(group):
     return len({card["seed"] for card in group})
-
-
-def _table(columns, rows):
-    """Markdown; a column without a letter in it goes to the right."""
-    words = [any(letter.isalpha() for row in rows for letter in str(row[i])) for i in range(len(columns))]
-    lines = [columns, ["---" if column else "--:" for column in words], *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

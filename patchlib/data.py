@@ -252,7 +252,7 @@ def _cifar(name):
     if folder and (path := Path(folder).expanduser() / f"{name}.npz").is_file():
         train, test, _ = _npz(path, classes)
     else:
-        import keras  # here, because it takes seconds to import
+        from patchlib.backend import keras  # here, because it takes seconds to import
 
         try:
             (x, y), (x_test, y_test) = getattr(keras.datasets, name).load_data()

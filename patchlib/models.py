@@ -18,10 +18,10 @@ raise ``ValueError`` for a size that isn't a positive integer, a rate out of ran
 image.
 """
 
-import keras
 import numpy as np
 
 from patchlib import layers
+from patchlib.backend import keras
 from patchlib.layers import kernels
 from patchlib.layers.base import positive
 
@@ -346,66 +346,6 @@ def vit(
 def intermediates(model: keras.Model) -> keras.Model:
     """A model that shares ``model``'s weights and returns every layer's output by name: ``out["block_3"]``."""
     return keras.Model(model.input, {layer.name: layer.output for layer in model.layers})
-
-
-def cost(model: keras.Model) -> dict[str, dict[str, int]]:
-    """Trainable parameters, and multiply-adds for one image, of what mixes "space" and of the rest, "channels".
-
-    A part that lets places talk to each other counts as mixing space with all it has: attention with its projections,
-    a convolution larger than 1 x 1, a Fourier transform. Norms, activations and resizing count no multiply-adds.
-    """
-    parameters, multiply_adds = {"space": 0, "channels": 0}, {"space": 0, "channels": 0}
-    for layer in model.layers:
-        spatial = getattr(layer, "mixes_space", ())
-        for weight in layer.trainable_weights:
-            part = weight.path.split(f"{layer.name}/", 1)[-1]
-            mixes = "space" if part.startswith(spatial) else "channels"
-            parameters[mixes] += int(np.prod(weight.shape))
-        if hasattr(layer, "multiply_adds"):
-            for mixes, count in layer.multiply_adds(layer.input.shape).items():
-                multiply_adds[mixes] += count
-        elif isinstance(layer, keras.layers.Dense):
-            multiply_adds["channels"] += int(np.prod(layer.kernel.shape))
-    return {"parameters": parameters, "multiply_adds": multiply_adds}
-
-
-def cost_table(highlight: str = "") -> str:
-    """All six at their defaults as a Markdown table: who mixes space, who mixes channels, and at what cost."""
-    lines = [
-        "| | mixes space | mixes channels | parameters: space | channels | multiply-adds: space | channels |",
-        "|---|---|---|--:|--:|--:|--:|",
-    ]
-    for build, (space, channels) in _MIXERS.items():
-        counted, mark = cost(build()), "**" if build.__name__ == highlight else ""
-        numbers = [f"{counted[what][mixes]:,}" for what in counted for mixes in ("space", "channels")]
-        lines.append(f"| {mark}{build.__name__}{mark} | {space} | {channels} | {' | '.join(numbers)} |")
-    return "\n".join(lines)
-
-
-_MIXERS = {
-    convmixer: ("depthwise convolution", "pointwise convolution"),
-    cct: ("attention, convolutions in the tokenizer", "MLP"),
-    mlp_mixer: ("MLP over places, the same for every image", "MLP"),
-    fnet: ("Fourier transform, no weights", "the same transform, MLP"),
-    gmlp: ("one matrix over places, as a gate", "linear layers around the gate"),
-    vit: ("attention", "MLP"),
-}
-
-
-def audit_table(build, steps: dict[str, dict]) -> str:
-    """Trainable parameters as a Markdown table, one changed argument after the other.
-
-    Args:
-        build: a builder of this module.
-        steps: words for each step, and the arguments that it changes; they add up.
-    """
-    lines, arguments, before = ["| | parameters | difference |", "|---|--:|--:|"], {}, None
-    for words, changes in steps.items():
-        arguments |= changes
-        count = sum(cost(build(**arguments))["parameters"].values())
-        lines.append(f"| {words} | {count:,} | {'' if before is None else f'{count - before:+,}'} |")
-        before = count
-    return "\n".join(lines)
 
 
 def _images(input_shape, mean, std, resize, depth, dtype):

@@ -26,7 +26,7 @@ def resized(images, size: int) -> np.ndarray:
     """uint8 images (N, H, W, 3) as a model with this ``resize`` sees them, (N, size, size, 3); at 0 as they are."""
     if not size:
         return images
-    import keras  # here, because comparing runs needs figures but not Keras
+    from patchlib.backend import keras  # here, because comparing runs needs figures but not Keras
 
     layer = keras.layers.Resizing(size, size, dtype="float32")
     return np.rint(keras.ops.convert_to_numpy(layer(images))).astype("uint8")

@@ -1,8 +1,11 @@
 """`patchlib run`, mostly with a stub of a notebook that trains nothing and does as STUB says."""
 
 import contextlib
+import io
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +17,10 @@ import pytest
 
 pytest.importorskip("distributed", reason="it comes with the notebooks' extra")
 
-from patchlib import batch, runs
+from PIL import Image
+from test_plan import planned
+
+from patchlib import batch, cards
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,7 +39,8 @@ while (epoch := len(list(folder.glob("checkpoint-*"))) + 1) <= epochs:
     if first and act == "hang":
         time.sleep(600)
 os.system("echo noise >&2")
-card = {"metrics": {"test_accuracy": 0.5}, "time": {"seconds": 7}, "parameters": p.model_dump(exclude={"run_dir"})}
+card = {"architecture": "convmixer", "metrics": {"test_accuracy": 0.5}, "time": {"seconds": 7}}
+card["parameters"] = p.model_dump(exclude={"run_dir"})
 (folder / "model.keras").write_text("weights")
 (folder / "run.json").write_text(json.dumps(card))
 if act == "fail":
@@ -98,10 +105,10 @@ def test_eight_runs_of_which_one_fails_while_a_worker_and_a_kernel_are_killed(st
     assert code == 1, output + errors
     assert output.endswith("\n7 finished, 1 failed\n")
     assert [line for line in output.splitlines() if "failed    ValueError: first line and last" in line]
-    assert len([line for line in errors.splitlines() if "/8 convmixer-smoke-epochs=3-seed" in line]) == 8
+    assert len([line for line in errors.splitlines() if " of 8)" in line]) == 8
     for seed in range(8):
         assert [epoch for epoch, *_ in log(stub, seed)] == [1, 2, 3]  # no epoch twice, killed or not
-        left = names(stub / "out" / f"convmixer-smoke-epochs=3-seed{seed}")
+        left = names(stub / "out" / f"convmixer-smoke-digits-epochs=3-seed{seed}")
         assert left == WHOLE if seed != 5 else "convmixer.ipynb" not in left and "convmixer.unfinished.ipynb" in left
     assert len({worker for *_, worker in log(stub, 0)}) == len({kernel for _, kernel, _ in log(stub, 6)}) == 2
 
@@ -109,14 +116,17 @@ def test_eight_runs_of_which_one_fails_while_a_worker_and_a_kernel_are_killed(st
     code, output, errors = end(start(*words))  # the notebook's last cell has been mended
     assert (code, output.splitlines()[-1]) == (0, "8 finished (7 before)"), output + errors
     assert [epoch for epoch, *_ in log(stub, 5)] == [1, 2, 3]
-    assert names(stub / "out" / "convmixer-smoke-epochs=3-seed5") == WHOLE
+    assert names(stub / "out" / "convmixer-smoke-digits-epochs=3-seed5") == WHOLE
     changed = [path for path in before if path.stat().st_mtime_ns != before[path]]
-    assert [path.parent.name for path in changed] == ["convmixer-smoke-epochs=3-seed5"]
+    assert [path.parent.name for path in changed] == ["convmixer-smoke-digits-epochs=3-seed5"]
 
     clock = time.monotonic()
     code, output, _ = end(start(*words))
     assert (code, output.splitlines()[-1]) == (0, "8 finished (8 before)")
     assert time.monotonic() - clock < 10
+
+
+NAME = "convmixer-smoke-digits-epochs=2-seed0"
 
 
 def test_interrupted_by_ctrl_c_the_same_command_goes_on(stub):
@@ -125,12 +135,12 @@ def test_interrupted_by_ctrl_c_the_same_command_goes_on(stub):
     process.send_signal(signal.SIGINT)
     code, output, errors = end(process)
     assert (code, output) == (130, "")
-    assert errors.endswith("interrupted, 0 of 1 finished; the same command goes on where they stopped\n")
+    assert errors.endswith("interrupted, 0 of 1 finished; the same command goes on where it stopped\n")
     code, output, errors = end(start("--set", "epochs=2", acts={0: "hang"}))
     assert (code, output.splitlines()[-1]) == (0, "1 finished"), output + errors
-    assert (
-        len(errors.splitlines()) == 2 and "1/1 convmixer-smoke-epochs=2-seed0: finished" in errors
-    )  # no kernel's noise
+    assert errors == f"{NAME}: finished, test accuracy 0.5000 (1 of 1)\n"  # no kernel's noise
+    for said in ("test accuracy: 0.5000", f"notebook: out/{NAME}/convmixer.ipynb", f"run card: out/{NAME}/run.json"):
+        assert said in output.splitlines()
     assert [epoch for epoch, *_ in log(stub, 0)] == [1, 2]
 
 
@@ -178,10 +188,10 @@ def test_a_cluster_without_a_shared_disk_one_of_whose_workers_is_killed(stub):
     assert (again[0], again[1].splitlines()[-1]) == (1, "3 finished (3 before), 1 failed"), again
     assert [epoch for epoch, *_ in log(stub, 0)] == [1, 1, 2, 3]  # the other worker has no checkpoint
     for seed in (0, 1, 3):
-        assert names(stub / "out" / f"convmixer-smoke-seed{seed}") == WHOLE
-    assert "convmixer.unfinished.ipynb" in names(stub / "out" / "convmixer-smoke-seed2")
-    kept = sorted(path.name[:21] for path in stub.glob("?/dask-scratch-space/patchlib/*"))
-    assert [name for name in kept if name != "convmixer-smoke-seed0"] == ["convmixer-smoke-seed2"]
+        assert names(stub / "out" / f"convmixer-smoke-digits-seed{seed}") == WHOLE
+    assert "convmixer.unfinished.ipynb" in names(stub / "out" / "convmixer-smoke-digits-seed2")
+    kept = sorted(path.name[:28] for path in stub.glob("?/dask-scratch-space/patchlib/*"))
+    assert [name for name in kept if name != "convmixer-smoke-digits-seed0"] == ["convmixer-smoke-digits-seed2"]
 
 
 def test_a_run_that_somebody_else_is_at_is_waited_for_and_kept(stub):
@@ -191,7 +201,7 @@ def test_a_run_that_somebody_else_is_at_is_waited_for_and_kept(stub):
         process = start()
         wait_for((run.folder / ".batch.lock").exists, process)
         time.sleep(1)
-        results = {"metrics": {"test_accuracy": 0.5}, "time": {"seconds": 7}}
+        results = {"architecture": "convmixer", "metrics": {"test_accuracy": 0.5}, "time": {"seconds": 7}}
         card = json.dumps(results | {"parameters": run.parameters.model_dump(exclude={"run_dir"})})
         (run.folder / "run.json").write_text(card)
         (run.folder / "checkpoint-00001").rmdir()
@@ -207,108 +217,67 @@ def test_a_real_notebook(tmp_path):
         [*program, "--seed", "3", "--out", "out"], cwd=tmp_path, env=env, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    folder = tmp_path / "out" / "vit-smoke-epochs=1-limit=64-seed3"
+    folder = tmp_path / "out" / "vit-smoke-digits-epochs=1-limit=64-seed3"
     assert names(folder) == ["curves.png", "model.keras", "run.json", "vit.ipynb"]
-    card = runs.load_card(folder)
+    card = cards.load_card(folder)
     assert (card["seed"], card["parameters"]["limit"], card["tier"]) == (3, 64, "smoke")
-    assert f"{card['metrics']['test_accuracy']:.4f}" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ("convmixr", ["unknown notebook 'convmixr'", "'convmixer'", "gmlp"]),
-        ("cct --tier basline", ["unknown tier of cct 'basline'", "'baseline'", "smoke"]),
-        ("cct --set epoch=3", ["cct, tier smoke", "unknown parameter 'epoch'", "received 3", "'epochs'"]),
-        ("cct --set epochs=1.5", ["'epochs'", "1.5 (float)", "integer"]),
-        ("cct vit --set heads=0", ["cct", "'heads'", "received 0", "greater than or equal to 1"]),
-        ("convmixer vit --set heads=2", ["convmixer", "unknown parameter 'heads'"]),
-        ("cct --set epochs", ["--set", "'epochs'", "NAME=VALUE"]),
-        ("cct --set run_dir=x", ["run_dir", "folder of its own below --out"]),
-        ("cct --set seed=1", ["seed", "--seeds"]),
-        ("cct --set tier=x", ["tier", "--tier"]),
-        ("cct --set dataset=cifr10", ["'cifr10'", "'cifar10'", "digits", "there is no"]),
-        ("cct --set dataset=photos/ --scheduler tcp://127.0.0.1:1", ["'photos/'", "absolute path"]),
-        ("cct --seeds 0", ["--seeds 0", "--seed 0"]),
-        ('cct --set dataset="cifr10"', ["'cifr10'", "'cifar10'"]),
-        ("cct --notebooks nowhere", ["nowhere/cct.ipynb", "--notebooks"]),
-    ],
-)
-def test_wrong_usage_is_said_in_a_sentence_and_nothing_is_written(tmp_path, monkeypatch, capsys, words, said):
-    monkeypatch.chdir(tmp_path)
-    assert batch.main(["run", *words.split()]) == 2
-    output, error = capsys.readouterr()
-    assert all(word in error for word in said), error
-    assert (output, error.count("\n"), list(tmp_path.iterdir())) == ("", 1, [])
-
-
-@pytest.mark.parametrize(
-    "words", ["--workers 0", "--seeds -1", "--seeds 2 --seed 1", "--worker 2", "--workers 2 --scheduler x"]
-)
-def test_the_command_line_is_strict(words, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        batch.main(["run", *words.split()])
-
-
-def planned(*words):
-    return {run.folder.name: run for run in batch.plan(batch._parser().parse_args(["run", *words]))}
-
-
-def test_what_is_planned(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert list(planned("--seeds", "1")) == [f"{name}-smoke-seed0" for name in batch.ARCHITECTURES]
-    assert list(planned("cct", "--tier", "smoke", "baseline", "--seeds", "4", "7")) == [
-        *("cct-smoke-seed4", "cct-baseline-seed4", "cct-smoke-seed7", "cct-baseline-seed7")
-    ]
-    (run,) = planned("cct", "--tier", "baseline", "--set", "learning_rate=1e-3", "--set", "epochs=5").values()
-    assert run.folder == tmp_path / "runs" / "cct-baseline-epochs=5-learning_rate=0.001-seed0"
-    assert (run.parameters.learning_rate, run.parameters.epochs, run.parameters.dataset) == (1e-3, 5, "cifar10")
-    assert planned("cct").popitem()[1].parameters.dim == 48  # of the notebook's own cell
-
-
-def test_data_sets_of_one_name_have_two_folders_and_absolute_paths(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("a/photos", "b/photos"):
-        (tmp_path / name).mkdir(parents=True)
-    (a, first), (b, _) = [planned("cct", "--set", f"dataset={x}/photos").popitem() for x in "ab"]
-    assert a != b and a.startswith("cct-smoke-dataset=photos-") and "/" not in a
-    assert first.parameters.dataset == str(tmp_path / "a" / "photos")
-
-
-def test_a_folder_with_other_parameters_is_no_finished_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (run,) = planned("cct").values()
-    run.folder.mkdir(parents=True)
-    there = run.parameters.model_dump(exclude={"run_dir"}) | {"dim": 7}
-    (run.folder / "run.json").write_text(json.dumps({"parameters": there}))
-    assert batch.main(["run", "cct"]) == 1
-    assert "failed    " in (output := capsys.readouterr().out) and "dim is 7 there and 48 here" in output
-
-
-def test_a_finished_run_is_older_than_a_parameter(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (run,) = planned("cct").values()
-    run.folder.mkdir(parents=True)
-    there = run.parameters.model_dump(exclude={"run_dir", "cutmix"})
-    card = {"parameters": there, "metrics": {"test_accuracy": 0.5}, "time": {"seconds": 7}}
-    (run.folder / "run.json").write_text(json.dumps(card))
-    assert batch.main(["run", "cct"]) == 0
-    assert "1 finished (1 before)" in capsys.readouterr().out
-
-
-def test_the_command_needs_neither_keras_nor_papermill_to_say_what_is_finished():
-    modules = "{'keras', 'papermill', 'distributed', 'sklearn'}"
-    program = f"import sys; sys.argv = ['patchlib']; import patchlib.batch; print({modules} & {{*sys.modules}})"
-    printed = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ
+    steps, remark, epoch, end = done.stderr.splitlines()  # and not a word of TensorFlow's
+    assert steps == f"{folder.name}: 2 steps an epoch, 2 in all" and "too few to learn much" in remark
+    assert epoch.startswith(f"{folder.name}: epoch 1/1: loss {card['history']['loss'][0]:.4f}, accuracy")
+    assert end == f"{folder.name}: finished, test accuracy {card['metrics']['test_accuracy']:.4f} (1 of 1)"
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("classify a picture: ")]
+    Image.new("RGB", (90, 60)).save(tmp_path / "picture.jpg")
+    classified = subprocess.run(
+        shlex.split(line.partition(": ")[2]), cwd=tmp_path, env=env, capture_output=True, text=True
     )
-    assert printed.stdout == "set()\n"
-    assert batch.CARD == runs.CARD
+    assert (classified.stdout.strip() in card["dataset"]["classes"], classified.stderr) == (True, "")
 
 
-def test_no_scheduler_is_said_in_a_sentence(monkeypatch, tmp_path, capsys):
+def test_without_a_terminal_there_is_a_line_an_epoch_and_a_minute(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("distributed.Client", lambda *a, **k: (_ for _ in ()).throw(OSError("refused")))
-    assert batch.main(["run", "cct", "--scheduler", "tcp://127.0.0.1:1"]) == 2
-    assert "nothing answers at tcp://127.0.0.1:1 (refused)" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    (run,), clock, outcomes = planned("cct", "--set", "epochs=5").values(), [0.0], {}
+    monkeypatch.setattr(batch.time, "monotonic", lambda: clock[0])
+    history = {name: [] for name in ("loss", "accuracy", "val_loss", "val_accuracy")}
+
+    def said():
+        return [line.removeprefix(run.folder.name) for line in capsys.readouterr().err.splitlines()]
+
+    def epochs(count, into, **more):
+        into.mkdir(parents=True, exist_ok=True)
+        for values in history.values():
+            values.extend([0.5] * count)
+        name = "progress.json" if "notes" in more else "run.json"
+        (into / name).write_text(json.dumps({"history": history} | more))
+
+    numbers = "loss 0.5000, accuracy 0.5000, validation loss 0.5000, validation accuracy 0.5000"
+    report = batch._Report([run], outcomes)
+    report.look()
+    clock[0] = 61.0
+    report.look()
+    assert said() == ["01:01: 0 of 1 runs ended, 0 epochs done"]
+    epochs(2, run.folder / "checkpoint-00002", notes=["a remark"])
+    report.look()
+    assert said() == [": a remark", f": epoch 1/5: {numbers}", f": epoch 2/5: {numbers}"]
+    clock[0] = 110.0
+    report.look()
+    assert said() == []
+    shutil.rmtree(run.folder / "checkpoint-00002")
+    epochs(1, run.folder)
+    outcomes[run] = batch.Outcome("finished", accuracy=0.25)
+    report.end(run)
+    assert said() == [f": epoch 3/5: {numbers}", ": finished, test accuracy 0.2500 (1 of 1)"]
+
+
+def test_on_a_terminal_a_bar_has_the_epochs_and_the_last_ones_numbers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (run,), terminal = planned("cct", "--set", "epochs=4").values(), io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    folder = run.folder / "checkpoint-00001"
+    folder.mkdir(parents=True)
+    history = {"loss": [0.5], "accuracy": [0.5], "val_loss": [0.5], "val_accuracy": [0.125]}
+    with batch._Report([run], {}) as report:
+        (folder / "progress.json").write_text(json.dumps({"history": history}))
+        report.look()
+    bar = terminal.getvalue().split("\r")[-1]
+    assert "1/4" in bar and "validation accuracy 0.1250" in bar and "epoch 1/4" not in terminal.getvalue()

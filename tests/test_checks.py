@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from patchlib import augment, checks, models, training
+from patchlib import augment, checks, models, optimizers
 from patchlib.data import Data, Split, load_data
 from patchlib.parameters import Recipe
 
@@ -110,7 +110,7 @@ def test_a_recipe_is_read_back_from_what_was_compiled_not_from_what_was_asked(ca
     data = load_data("digits", limit=50)
     asked = Recipe(epochs=4, batch_size=10, erasing=0.5, mixup=0.7)
     compiled = {"optimizer": "muon", "adamw_ratio": 0.5, "weight_decay": 0.02, "schedule": "one_cycle"}
-    training.compile_model(model, Recipe(epochs=4, learning_rate=0.5, label_smoothing=0.1, **compiled), 5)
+    optimizers.compile_model(model, Recipe(epochs=4, learning_rate=0.5, label_smoothing=0.1, **compiled), 5)
     checks.recipe(model, data, asked)
     told = capsys.readouterr().out
     for words in (

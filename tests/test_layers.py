@@ -221,6 +221,7 @@ def test_every_exported_layer_is_in_the_contract():
         assert set(changes) == arguments_of(name), name
 
 
+@pytest.mark.jax
 @EVERY
 def test_equals_its_definition(name):
     layer, x, definition = make(name)
@@ -409,6 +410,7 @@ def test_symbolic_and_eager_agree(name):
     assert keras.backend.standardize_dtype(layer(x).dtype) == "float32"
 
 
+@pytest.mark.jax
 @EVERY
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_trains_with_finite_gradients_saves_and_loads(name, dtype, tmp_path):
@@ -488,6 +490,7 @@ def with_and_without_kernels(monkeypatch, function, *xs):
     return zip(fast, gradients(function, *xs), strict=True)
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("size", range(1, 6))
 def test_depthwise_convolution_has_keras_values_and_gradients(monkeypatch, size):
     rng = np.random.default_rng(size)
@@ -496,6 +499,7 @@ def test_depthwise_convolution_has_keras_values_and_gradients(monkeypatch, size)
         np.testing.assert_allclose(fast, plain, atol=5e-5)
 
 
+@pytest.mark.jax
 def test_gelu_has_keras_values_and_gradient(monkeypatch):
     x = np.concatenate([np.linspace(-6, 6, 101), [-1e-3, 9e-4, 1e-3, 1e-30]]).astype("float32")
     for fast, plain in with_and_without_kernels(monkeypatch, kernels.gelu, x):
@@ -516,6 +520,7 @@ def test_gelu_has_a_second_derivative_at_zero():
     np.testing.assert_allclose(outer.gradient(first, x), density * (2 - np.array([0, 0, 0.25])), atol=1e-5)
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("shape", [(2, 4, 6), (3, 5, 7), (2, 1, 2), (1, 2, 1)])
 def test_fourier_has_keras_values_and_gradient(monkeypatch, shape):
     x = np.random.default_rng(0).normal(size=shape).astype("float32")
@@ -523,6 +528,7 @@ def test_fourier_has_keras_values_and_gradient(monkeypatch, shape):
         np.testing.assert_allclose(fast, plain, atol=1e-5)
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("places", [(), (4,), (2, 3)])
 @pytest.mark.parametrize(
     ("kind", "arguments"),
@@ -549,6 +555,7 @@ def test_layer_norm_takes_halves():
     np.testing.assert_allclose(array(given), array(plain), atol=1e-3)
 
 
+@pytest.mark.jax
 def test_global_average_pooling_has_keras_values_and_gradients(monkeypatch):
     x = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype("float32")
     for fast, plain in with_and_without_kernels(monkeypatch, kernels.GlobalAveragePooling2D(), x):

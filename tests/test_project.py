@@ -9,14 +9,16 @@ import sys
 import tomllib
 from pathlib import Path
 
+import bench
 import pytest
 from bite import BUGS, place
 
-from patchlib import runs
+from patchlib import cards
 
 ROOT = Path(__file__).parents[1]
-ORDER = ["parameters", "pictures", "data", "augment", "reference", "layers", "models", "training", "runs", "checks"]
-ORDER += ["plots", "compare", "batch", "__main__"]
+ORDER = ["backend", "markdown", "parameters", "pictures", "data", "augment", "reference", "layers", "models", "cost"]
+ORDER += ["optimizers", "training", "machine", "cards", "runs", "checks", "plots", "compare", "plan", "batch", "cli"]
+ORDER += ["__main__"]
 
 
 @pytest.mark.parametrize("name", ORDER)
@@ -78,15 +80,12 @@ def test_import_is_lazy_and_takes_less_than_a_second_beyond_keras():
 
 
 def test_the_readmes_table_is_made_from_the_cards():
-    rows = runs.table(runs.load_cards(ROOT / "results")).splitlines()
+    rows = cards.table(cards.load_cards(ROOT / "results")).splitlines()
     assert "\n".join(rows) in (ROOT / "README.md").read_text()
 
 
-def test_the_readmes_speeds_are_the_benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import bench
-
-    measured = json.loads((ROOT / "benchmarks" / "results" / "compare.json").read_text())
+def test_the_readmes_speeds_are_the_measured_ones():
+    measured = json.loads((ROOT / "tools" / "results" / "compare.json").read_text())
     assert bench.summary(measured["compare"]) in (ROOT / "README.md").read_text()
 
 

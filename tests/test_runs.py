@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from test_training import RECIPE, changed, small_model, tiny
 
-from patchlib import models, runs, training
+from patchlib import cards, models, runs, training
 from patchlib.data import Data, Split
 from patchlib.parameters import ConvMixer, Recipe
 
@@ -44,12 +44,13 @@ def names(folder):
     return sorted(path.name for path in folder.rglob("*") if path.name != ".lock")
 
 
+@pytest.mark.jax
 def test_a_run_leaves_a_card_and_a_model_in_its_folder_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     card = runs.train(small_model(), tiny(), RECIPE, tmp_path / "run")
     assert names(tmp_path) == ["model.keras", "run", "run.json"]
     assert list(card) == KEYS
-    assert runs.load_card(tmp_path / "run") == card == json.loads((tmp_path / "run" / "run.json").read_text())
+    assert cards.load_card(tmp_path / "run") == card == json.loads((tmp_path / "run" / "run.json").read_text())
     counts = {"train": 48, "validation": 12, "test": 12}
     counts |= {"split": "own", "duplicates": {"validation": 0, "test": 0}}
     assert card["dataset"] == {"name": "tiny", "fingerprint": "tiny-0", **counts, "classes": ["a", "b", "c"]}
@@ -62,6 +63,7 @@ def test_a_run_leaves_a_card_and_a_model_in_its_folder_and_nothing_else(tmp_path
     np.testing.assert_allclose(card["metrics"]["test_accuracy"], counted, atol=1e-6)
 
 
+@pytest.mark.jax
 def test_every_number_of_a_card_is_what_it_says(tmp_path, capsys):
     """Recomputed from the saved model's predictions, the data and the model, and from nothing of the package's own."""
     rng = np.random.default_rng(0)
@@ -113,9 +115,13 @@ def test_every_number_of_a_card_is_what_it_says(tmp_path, capsys):
     assert card["hardware"]["cores"] >= 1
 
 
-def test_too_few_steps_are_warned_of_before_training(tmp_path):
-    with pytest.warns(UserWarning, match="batch_size 12 and epochs 3 make 12 steps of 48"):
-        runs.train(small_model(), tiny(), RECIPE, tmp_path)
+def test_steps_are_told_and_remarked_on_before_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PATCHLIB_KEEP_CHECKPOINT", "1")
+    runs.train(small_model(), tiny(), RECIPE, tmp_path)
+    told, remark, first, *_ = capsys.readouterr().out.splitlines()
+    assert told == "4 steps an epoch, 12 in all" and first.startswith("epoch 1/3: loss ")
+    assert remark.startswith("batch_size 12 and epochs 3 make 12 steps of 48")
+    assert cards.progress(tmp_path)["notes"] == [told, remark]  # for whoever follows the run from elsewhere
 
 
 def test_the_test_set_is_read_once_and_at_the_end(tmp_path, monkeypatch):
@@ -128,9 +134,9 @@ def test_the_test_set_is_read_once_and_at_the_end(tmp_path, monkeypatch):
 def test_a_finished_run_is_not_overwritten(tmp_path):
     runs.train(small_model(), tiny(), RECIPE, tmp_path)
     before = (tmp_path / "run.json").read_bytes(), (tmp_path / "model.keras").read_bytes()
-    with pytest.raises(runs.RunError, match=r"holds a finished run \(test accuracy .*choose another"):
+    with pytest.raises(cards.RunError, match=r"holds a finished run \(test accuracy .*choose another"):
         runs.train(small_model(), tiny(), RECIPE, tmp_path)
-    with pytest.raises(runs.RunError, match="holds a finished run"):
+    with pytest.raises(cards.RunError, match="holds a finished run"):
         runs.new_folder(ConvMixer(run_dir=str(tmp_path)), "convmixer")
     assert before == ((tmp_path / "run.json").read_bytes(), (tmp_path / "model.keras").read_bytes())
 
@@ -138,8 +144,8 @@ def test_a_finished_run_is_not_overwritten(tmp_path):
 def test_folders_by_default_are_new(tmp_path, monkeypatch):
     monkeypatch.setenv("PATCHLIB_RUNS", str(tmp_path))
     p = ConvMixer(dataset="/somewhere/photos", seed=3)
-    made = [runs.new_folder(p, "convmixer").name for _ in range(3)]
-    assert made == ["convmixer-smoke-photos-seed3", "convmixer-smoke-photos-seed3-2", "convmixer-smoke-photos-seed3-3"]
+    made, name = [runs.new_folder(p, "convmixer").name for _ in range(3)], cards.folder_name("convmixer", p)
+    assert made == [name, f"{name}-2", f"{name}-3"]
 
 
 def test_the_cards_command_gives_the_same_parameters(tmp_path):
@@ -165,6 +171,7 @@ def random_cct(seed=0):
 EVERYTHING = {"optimizer": "muon", "trivial_augment": True, "erasing": 0.5, "mixup": 0.5, "cutmix": 0.5}
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize(
     ("build", "after", "changes"),
     [
@@ -179,8 +186,8 @@ def test_an_interrupted_run_resumes_to_the_same_end(tmp_path, monkeypatch, build
     expected = runs.train(whole, tiny(), recipe, tmp_path / "whole")
     keep = runs._checkpoint
 
-    def stop(folder, identity, progress, started):
-        keep(folder, identity, progress, started)
+    def stop(folder, progress, record):
+        keep(folder, progress, record)
         if progress.epoch == after:
             raise Stop
 
@@ -202,9 +209,9 @@ def test_another_run_in_the_folder_is_named(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(runs, "_checkpoint", lambda *a: keep(*a) or (_ for _ in ()).throw(Stop))
         runs.train(small_model(), tiny(), RECIPE, tmp_path)
-    with pytest.raises(runs.RunError, match="another run.*batch_size is 12 there and 6 here"):
+    with pytest.raises(cards.RunError, match="another run.*batch_size is 12 there and 6 here"):
         runs.train(small_model(), tiny(), changed(batch_size=6), tmp_path)
-    with pytest.raises(runs.RunError, match="another run.*model is"):
+    with pytest.raises(cards.RunError, match="another run.*model is"):
         runs.train(small_model(batchnorm_epsilon=1e-5), tiny(), RECIPE, tmp_path)
 
 
@@ -234,10 +241,11 @@ def test_a_killed_run_leaves_nothing_half_written_and_goes_on(tmp_path):
     assert names(tmp_path / "run") == ["model.keras", "run.json"]
 
 
+@pytest.mark.jax
 def test_a_kept_checkpoint_makes_the_same_card_again(tmp_path, monkeypatch):
     monkeypatch.setenv("PATCHLIB_KEEP_CHECKPOINT", "1")
     card = runs.train(small_model(), tiny(), RECIPE, tmp_path)
-    (tmp_path / "run.json").unlink()
+    assert not cards.finished(tmp_path)  # so that it's tried again where the notebook stopped after training
     again = runs.train(small_model(seed=99), tiny(), RECIPE, tmp_path)
     assert (again["metrics"], again["history"]) == (card["metrics"], card["history"])  # not an epoch was run
 
@@ -246,14 +254,14 @@ def test_a_run_that_another_process_finished_meanwhile_is_left_alone(tmp_path, m
     runs.train(small_model(), tiny(), RECIPE, tmp_path)
     refuse, asked = runs._refuse_finished, []
     monkeypatch.setattr(runs, "_refuse_finished", lambda folder: asked.append(folder) or (asked[1:] and refuse(folder)))
-    with pytest.raises(runs.RunError, match="holds a finished run"):
+    with pytest.raises(cards.RunError, match="holds a finished run"):
         runs.train(small_model(), tiny(), RECIPE, tmp_path)
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path):
     import filelock
 
-    with filelock.FileLock(tmp_path / ".lock"), pytest.raises(runs.RunError, match="in use by another process"):
+    with filelock.FileLock(tmp_path / ".lock"), pytest.raises(cards.RunError, match="in use by another process"):
         runs.train(small_model(), tiny(), RECIPE, tmp_path)
 
 
@@ -263,34 +271,3 @@ def test_a_model_that_does_not_fit_the_data_is_refused_before_training(tmp_path)
 
         runs.train(models.convmixer((8, 8, 3), 3, dim=4, depth=1), tiny(), RECIPE, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_cards_are_read_strictly(tmp_path):
-    with pytest.raises(runs.RunError, match="holds no finished run"):
-        runs.load_card(tmp_path)
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(runs.RunError, match="isn't a run card"):
-        runs.load_card(tmp_path)
-    (tmp_path / "run.json").write_text('{"schema": 0}')
-    with pytest.raises(runs.RunError, match="schema"):
-        runs.load_cards(tmp_path)
-    assert runs.load_cards(tmp_path / "nowhere") == []
-
-
-def test_table_gives_mean_spread_and_number_of_seeds():
-    def card(accuracy, seed, tier="tuned"):
-        return {
-            "architecture": "convmixer",
-            "tier": tier,
-            "seed": seed,
-            "dataset": {"name": "cifar10", "fingerprint": "", "train": 45000},
-            "parameters": {"epochs": 2, "seed": seed},
-            "model": {"parameters": 602890},
-            "metrics": {"test_accuracy": accuracy},
-            "time": {"seconds": 100.0},
-            "started": "2026-01-01T00:00:00+00:00",
-        }
-
-    rows = runs.table([card(0.91, 0), card(0.93, 1), card(0.80, 0, "baseline")]).splitlines()
-    assert rows[2] == "| convmixer | baseline | cifar10 | 45,000 | 2 | 602,890 | 80.00 | 1 | 100 |"
-    assert rows[3] == "| convmixer | tuned | cifar10 | 45,000 | 2 | 602,890 | 92.00 ± 1.41 | 2 | 100 |"

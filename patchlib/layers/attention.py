@@ -2,9 +2,7 @@
 
 import math
 
-import keras
-from keras import ops
-
+from patchlib.backend import keras, ops
 from patchlib.layers import kernels
 from patchlib.layers.base import Block, fraction, one_of, positive
 from patchlib.layers.mlp import MLP

@@ -2,8 +2,7 @@
 
 import inspect
 
-import keras
-
+from patchlib.backend import keras
 from patchlib.layers import kernels
 
 

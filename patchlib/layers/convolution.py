@@ -1,7 +1,6 @@
 """ConvMixer's layers (Trockman and Kolter, "Patches Are All You Need?", 2022)."""
 
-import keras
-
+from patchlib.backend import keras
 from patchlib.layers import kernels
 from patchlib.layers.base import Block, positive, tiles
 

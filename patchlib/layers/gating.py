@@ -1,8 +1,6 @@
 """gMLP's gate and block (Liu et al., "Pay Attention to MLPs", 2021)."""
 
-import keras
-from keras import ops
-
+from patchlib.backend import keras, ops
 from patchlib.layers import kernels
 from patchlib.layers.base import Block, fraction, one_of, positive
 

@@ -7,9 +7,9 @@ there. Where the time went is measured by ``make bench``.
 import functools
 import math
 
-import keras
 import numpy as np
-from keras import ops
+
+from patchlib.backend import keras, ops
 
 _BACKEND = keras.backend.backend()
 if _BACKEND == "tensorflow":

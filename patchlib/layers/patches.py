@@ -2,9 +2,7 @@
 
 import math
 
-import keras
-from keras import ops
-
+from patchlib.backend import keras, ops
 from patchlib.layers.base import Block, one_of, positive, tiles
 
 

@@ -1,8 +1,6 @@
 """What is random in training only."""
 
-import keras
-from keras import ops
-
+from patchlib.backend import keras, ops
 from patchlib.layers.base import Block, fraction
 
 

@@ -14,11 +14,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import keras
 import numpy as np
 import originals
 
-from patchlib import models, parameters, training
+from patchlib import cost, models, optimizers, parameters, training
+from patchlib.backend import keras
 from patchlib.data import Data, Split, load_data
 
 
@@ -53,7 +53,7 @@ class Contender:
             pixels = {"mean": self.data.mean, "std": self.data.std} if scaled else {}
             arguments = self.p.arguments(build) | pixels
             self.model = build(self.data.input_shape, classes, dtype=self.p.precision, **arguments)
-            training.compile_model(self.model, self.p, len(self._batches()))
+            optimizers.compile_model(self.model, self.p, len(self._batches()))
 
     def _batches(self):
         return training.Batches(self.data.train, self.data.num_classes, self.p, self.epoch)
@@ -119,7 +119,7 @@ class Contender:
         """
         batch, weights = self.p.batch_size, self.model.count_params()
         outputs = sum(int(np.prod(layer.output.shape[1:])) for layer in self.model.layers)
-        multiply_adds = sum(models.cost(self.model)["multiply_adds"].values())
+        multiply_adds = sum(cost.of(self.model)["multiply_adds"].values())
         return {"multiply_adds": 3 * batch * multiply_adds, "bytes": 4 * (4 * batch * outputs + 10 * weights)}
 
     def machine(self) -> dict:

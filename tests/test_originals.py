@@ -1,31 +1,21 @@
 """The baselines beside the published examples: the same function of the weights, and the same start."""
 
-from pathlib import Path
-
 import keras
 import numpy as np
+import originals
 import pytest
 from scipy import stats
 
 from patchlib import layers, models
 
-ROOT = Path(__file__).parents[1]
 ARCHITECTURES = ["convmixer", "cct", "mlp_mixer", "fnet", "gmlp"]
-
-
-@pytest.fixture
-def originals(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import originals
-
-    return originals
 
 
 def weights(model):
     return [weight for weight in model.weights if "seed" not in weight.name]
 
 
-def build_both(name, originals, seed):
+def build_both(name, seed):
     """Our baseline and the original; both have their weights in the order of the computation."""
     keras.utils.set_random_seed(seed)
     original = getattr(originals, name)(10)
@@ -34,8 +24,8 @@ def build_both(name, originals, seed):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_with_its_weights_the_baseline_is_the_original(name, originals):
-    ours, original = build_both(name, originals, 0)
+def test_with_its_weights_the_baseline_is_the_original(name):
+    ours, original = build_both(name, 0)
     rng = np.random.default_rng(0)
     for own, other in zip(weights(ours), weights(original), strict=True):
         value = np.array(other) + 0.02 * rng.normal(size=other.shape)  # biases and gains too say where they belong
@@ -49,8 +39,8 @@ def test_with_its_weights_the_baseline_is_the_original(name, originals):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_baseline_starts_as_the_original_does(name, originals):
-    pairs = [build_both(name, originals, seed) for seed in range(2)]
+def test_the_baseline_starts_as_the_original_does(name):
+    pairs = [build_both(name, seed) for seed in range(2)]
     ours, theirs = ([weights(model) for model in draws] for draws in zip(*pairs, strict=True))
     for own, other in zip(zip(*ours, strict=True), zip(*theirs, strict=True), strict=True):
         what = f"{own[0].path} {own[0].shape}, which is {other[0].path} {other[0].shape}"

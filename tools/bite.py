@@ -1,4 +1,4 @@
-"""Plant bugs, one at a time, in a copy of the project, and see which check turns red: ``python tests/bite.py [NAME]``.
+"""Plant bugs, one at a time, in a copy of the project, and see which check turns red: ``python tools/bite.py [NAME]``.
 
 A bug that nothing notices is a hole in the tests; the exit code says so. Each bug is a place and a replacement.
 """
@@ -67,7 +67,7 @@ BUGS = {
         "convmixer",
     ),
     "learning rate a thousandth": (
-        "training.py",
+        "optimizers.py",
         '"learning_rate": learning_rate(recipe, steps_per_epoch)',
         '"learning_rate": recipe.learning_rate / 1000',
         "convmixer",
@@ -126,7 +126,7 @@ BUGS = {
         "return keras.initializers.RandomUniform(-limit, limit, seed=0)",
         "cct",
     ),
-    "muon is adamw": ("training.py", 'recipe.optimizer == "muon"', 'recipe.optimizer == "nuom"', "convmixer"),
+    "muon is adamw": ("optimizers.py", 'recipe.optimizer == "muon"', 'recipe.optimizer == "nuom"', "convmixer"),
     "one crop for the whole batch": (
         "augment.py",
         "(2, count))\n    rows",
@@ -167,20 +167,20 @@ BUGS = {
         "convmixer",
     ),
     "the average taken up as weights at an epoch's end": (
-        "training.py",
+        "optimizers.py",
         "    optimizer.finalize_variable_values = lambda variables: None\n",
         "",
         "convmixer",
     ),
-    "biases decay": ("training.py", 'recipe.decay_on == "kernels"', 'recipe.decay_on == "none"', "convmixer"),
+    "biases decay": ("optimizers.py", 'recipe.decay_on == "kernels"', 'recipe.decay_on == "none"', "convmixer"),
     "muon without decay": (
-        "training.py",
+        "optimizers.py",
         "optimizer = keras.optimizers.Muon(",
         'shared["weight_decay"] = 0.0\n        optimizer = keras.optimizers.Muon(',
         "cct",
     ),
     "beside muon the decay is full": (
-        "training.py",
+        "optimizers.py",
         "recipe.weight_decay * recipe.adamw_ratio",
         "recipe.weight_decay",
         "cct",
@@ -192,8 +192,8 @@ BUGS = {
         "(self.seed, 0, _AUGMENTATION",
         "vit",
     ),
-    "plateau never applied": ("training.py", "recipe.learning_rate * factor", "recipe.learning_rate", "mlp_mixer"),
-    "top-5 is top-1": ("training.py", "TopKCategoricalAccuracy(5,", "TopKCategoricalAccuracy(1,", "convmixer"),
+    "plateau never applied": ("optimizers.py", "recipe.learning_rate * factor", "recipe.learning_rate", "mlp_mixer"),
+    "top-5 is top-1": ("optimizers.py", "TopKCategoricalAccuracy(5,", "TopKCategoricalAccuracy(1,", "convmixer"),
     "the best epoch off by one": ("runs.py", "progress.best_epoch + 1", "progress.best_epoch", "convmixer"),
     "the last tenth trains as well": (
         "data.py",
@@ -345,13 +345,13 @@ BUGS = {
         "        x = ops.transpose(self.embed(images), (0, 2, 1, 3))\n        return",
         "vit",
     ),
-    "spread over n": ("runs.py", "np.std(values, ddof=1)", "np.std(values)", "compare"),
-    "other recipes counted as seeds": ("runs.py", "json.dumps(recipe(card), sort_keys=True)", '""', "compare"),
+    "spread over n": ("cards.py", "np.std(values, ddof=1)", "np.std(values)", "compare"),
+    "other recipes counted as seeds": ("cards.py", "json.dumps(recipe(card), sort_keys=True)", '""', "compare"),
     "smoke runs compared": ("compare.py", 'if card["tier"] == "smoke"', "if not card", "compare"),
     "the test images' luck forgotten": ("compare.py", "scores.max(axis=1)", "scores.mean(axis=1)", "compare"),
 }
 ABOUT_FILES = ("test_notebooks", "test_project")  # how the project's files are written, not what they do
-CONTROL = ("models.py", "import keras", "import keras", "convmixer")
+CONTROL = ("models.py", "def convmixer", "def convmixer", "convmixer")
 
 
 def bite(name: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Run notebooks in place and keep what is the same on every run: ``python tests/refresh.py notebooks/*.ipynb``.
+"""Run notebooks in place and keep what is the same on every run: ``python tools/refresh.py notebooks/*.ipynb``.
 
 This is the only way in which stored outputs change. Streams on stderr, timing and the Python version are left out, so
 that two refreshes in a row leave no difference. The README of the tiers is written along with them.

@@ -1,4 +1,4 @@
-"""How fast patchlib is, beside the published examples: ``make bench``, or ``python benchmarks/bench.py --help``.
+"""How fast patchlib is, beside the published examples: ``make bench``, or ``python tools/bench.py --help``.
 
 Each contender is a process, and they take turns, so that a ratio within a run holds on a noisy machine too; numbers
 are medians, with the quartiles of their spread. What is measured stands in ``contender.py``.
@@ -17,7 +17,7 @@ import matplotlib
 import numpy as np
 import yaml
 
-from patchlib import runs
+from patchlib import machine
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -264,7 +264,7 @@ def main():
     if asked.rounds < 1:
         parser.error(f"--rounds: received {asked.rounds}, accepted: 1 or more")
     asked.out.mkdir(parents=True, exist_ok=True)
-    shared = {"hardware": runs.hardware(), "versions": runs.versions()}
+    shared = {"hardware": machine.hardware(), "versions": machine.versions()}
     for what in asked.what:
         found = shared | {what: measure[what]()}
         (asked.out / f"{what}.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -4,7 +4,7 @@ cosmic-ray changes an operator, a comparison, a number, a condition, a loop, an 
 mutants a sample is drawn, the same one each time for the same source. Its module's own tests try each of them first,
 then the others, the quickest first. What survives is code that no test holds; the exit code is 1 if in any module more
 than 15% do. Results go to .mutants/results.jsonl as they come: stopped at any time, the same command goes on. Survivors
-are tried again once the tests have changed. ``make mutants SAMPLE=400 MODULES="layers models" NOTEBOOKS=1``
+are tried again once the tests have changed. ``make mutants ARGS="--sample 400 --modules layers models --notebooks"``
 """
 
 import argparse
@@ -26,7 +26,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / ".mutants" / "results.jsonl"
-OWN_TESTS = {name: [f"tests/test_{name}.py"] for name in ("data", "augment", "training", "runs", "layers", "models")}
+MODULES = ("data", "augment", "layers", "models", "cost", "optimizers", "training", "cards", "runs")
+OWN_TESTS = {name: [f"tests/test_{name}.py"] for name in MODULES}
 OWN_TESTS["training"] += OWN_TESTS["runs"]
 TEXT_TESTS = ("test_project.py", "test_notebooks.py", "test_mutants.py")  # of the project's files, not of what they do
 PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-o", "addopts=", "-p", "no:cacheprovider"]

@@ -1,0 +1,41 @@
+"""Keras, imported without the lines that TensorFlow's libraries write to the terminal while they load.
+
+Modules and notebooks import it from here. Errors come as always.
+"""
+
+import contextlib
+import os
+import sys
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Nothing reaches file descriptor 2, which libraries in C++ write to; Python's own stderr goes on."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+with _quiet():
+    try:
+        import keras
+    except ModuleNotFoundError as error:
+        if error.name not in ("tensorflow", "jax", "torch"):
+            raise
+        raise ModuleNotFoundError(
+            f"Keras' backend {error.name} isn't installed: pip install 'patchlib[tensorflow]' or 'patchlib[jax]', and "
+            "for JAX set KERAS_BACKEND=jax.",
+            name=error.name,
+        ) from None
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()  # looks for a GPU's driver, and complains where there's none
+
+ops = keras.ops

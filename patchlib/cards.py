@@ -1,0 +1,175 @@
+"""Run cards and the folders they stand in: what a run leaves for others to read, without Keras.
+
+While a run trains, its folder holds a checkpoint; when it's finished, its model and its card, and no checkpoint.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from patchlib import markdown
+from patchlib.parameters import ARCHITECTURES, Recipe, RunParameters
+
+SCHEMA = 1
+CARD, MODEL = "run.json", "model.keras"
+CHECKPOINT, PROGRESS = "checkpoint-", "progress.json"  # a folder, and the file in it that is no array
+
+
+class RunError(RuntimeError):
+    """A run's folder can't be used as asked: finished, in use, or another run's."""
+
+
+def folder_name(architecture: str, parameters: RunParameters, named: Iterable[str] = ()) -> str:
+    """The name of a run's folder, such as "cct-tuned-cifar10-epochs=5-seed0", with the values of what's ``named``."""
+    values = [f"{name}={_readable(getattr(parameters, name))}" for name in sorted(set(named) - {"dataset"})]
+    name = "-".join([architecture, parameters.tier, _readable(parameters.dataset), *values, f"seed{parameters.seed}"])
+    return name if len(name) <= 200 else f"{name[:190]}-{digest(name)}"
+
+
+def _readable(value):
+    """A value as part of a name; of a path its last part, and a hash of the whole."""
+    text = str(value)
+    stem = re.sub(r"[^\w.]", "_", Path(text).stem)[:40]
+    return text if re.fullmatch(r"[\w.+-]+", text) else f"{stem}-{digest(text)}"
+
+
+def digest(text: str) -> str:
+    """Eight hexadecimal digits that tell texts apart."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The folder's complete checkpoints, oldest first."""
+    return sorted(path for path in folder.glob(f"{CHECKPOINT}*") if ".partial" not in path.name)
+
+
+def finished(folder: Path) -> bool:
+    """Whether the run in this folder has come to its end: there is its card and no checkpoint any more."""
+    return (folder / CARD).exists() and not checkpoints(folder)
+
+
+def progress(folder: Path) -> dict:
+    """What a run has reached, by its newest checkpoint or its card; empty before its first epoch.
+
+    Both have ``history``, a number for each epoch; a checkpoint has ``notes``, sentences for whoever follows the run.
+    """
+    for path in (*(checkpoint / PROGRESS for checkpoint in reversed(checkpoints(folder))), folder / CARD):
+        with suppress(OSError, ValueError):  # removed at this moment
+            return json.loads(path.read_text())
+    return {}
+
+
+def epoch_line(history: dict, epoch: int, epochs: int) -> str:
+    """One epoch's numbers in a line; ``epoch`` counts from 0."""
+    at = {name: values[epoch] for name, values in history.items()}
+    return (
+        f"epoch {epoch + 1}/{epochs}: loss {at['loss']:.4f}, accuracy {at['accuracy']:.4f}, "
+        f"validation loss {at['val_loss']:.4f}, validation accuracy {at['val_accuracy']:.4f}"
+    )
+
+
+def load_card(path: str | os.PathLike) -> dict:
+    """Read a run card, from its file or from its run's folder.
+
+    Raises:
+        RunError: there's none, or it isn't one of this schema.
+    """
+    path = Path(path)
+    path = path / CARD if path.is_dir() else path
+    try:
+        card = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RunError(f"{path.parent} holds no finished run: there is no {path.name}.") from None
+    except ValueError as error:
+        raise RunError(f"{path} isn't a run card ({error}).") from None
+    if not isinstance(card, dict) or card.get("schema") != SCHEMA:
+        raise RunError(f"{path} isn't a run card of schema {SCHEMA}.")
+    return card
+
+
+def load_cards(folder: str | os.PathLike, **wanted) -> list[dict]:
+    """All run cards below a folder whose entries equal ``wanted``: ``load_cards("results", tier="tuned")``."""
+    cards = [load_card(path) for path in card_files(folder)]
+    return [card for card in cards if all(card[key] == value for key, value in wanted.items())]
+
+
+def card_files(folder: str | os.PathLike) -> list[Path]:
+    """The JSON files below a folder, less those of checkpoints, and of hidden folders such as Jupyter's."""
+    folder = Path(folder)
+    paths = {path: path.relative_to(folder).parts for path in sorted(folder.rglob("*.json"))}
+    return [path for path, parts in paths.items() if not any(part.startswith((".", CHECKPOINT)) for part in parts)]
+
+
+def setting(card: dict) -> str:
+    """The data, the number of training images and of epochs, in words: runs that differ in them aren't comparable."""
+    data, epochs = card["dataset"], card["parameters"]["epochs"]
+    return f"{data['name']}, {data['train']:,} training images, {epochs} epoch{'s' * (epochs > 1)}"
+
+
+def parameters(run: dict) -> dict:
+    """The parameters in a card; one that the card is older than has its default, as the run had it."""
+    known = ARCHITECTURES.get(run["architecture"], Recipe).model_fields
+    return {name: field.default for name, field in known.items() if name != "run_dir"} | run["parameters"]
+
+
+def difference(there: dict, here: dict) -> str:
+    """The first entry in which two runs' parameters differ, in words; empty if there's none."""
+    for name in dict.fromkeys([*here, *there]):
+        if there.get(name) != here.get(name):
+            return f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
+    return ""
+
+
+def recipe(card: dict) -> dict:
+    """What makes two runs in a setting differ in more than luck: architecture, parameters and the very pixels.
+
+    The seed is luck, the tier only a name, and the data's name part of the setting.
+    """
+    run = {"architecture": card["architecture"], "fingerprint": card["dataset"]["fingerprint"][:8]}
+    return {name: value for name, value in (parameters(card) | run).items() if name not in ("seed", "tier", "dataset")}
+
+
+def groups(cards: list[dict]) -> dict[tuple[str, str, str], list[dict]]:
+    """Cards that differ in their seeds alone, together, under (architecture, tier, setting), sorted.
+
+    If a tier was run in several ways, what is special in one follows the tier's name: "tuned", "tuned, pad 0" and
+    "tuned, flip False". Special is what most of the ways don't share; where there's no most, the first run is usual.
+    """
+    together = {}
+    for card in sorted(cards, key=lambda card: card["started"]):
+        name = card["architecture"], str(card["tier"]), setting(card)
+        together.setdefault(name, {}).setdefault(json.dumps(recipe(card), sort_keys=True), []).append(card)
+    named = {}
+    for (architecture, tier, where), ways in together.items():
+        recipes = [recipe(group[0]) for group in ways.values()]
+        names = dict.fromkeys(name for other in recipes for name in other)
+        usual = {name: Counter(other.get(name) for other in recipes).most_common(1)[0][0] for name in names}
+        for own, group in zip(recipes, ways.values(), strict=True):
+            special = [f"{name} {own.get(name)}" for name in names if own.get(name) != usual[name]]
+            named.setdefault((architecture, ", ".join([tier, *special]), where), []).extend(group)  # 1 and 1.0 are one
+    return dict(sorted(named.items()))
+
+
+def mean_and_spread(values: list[float]) -> str:
+    """The mean, and with several values their standard deviation (over n - 1): "92.00 ± 1.41"."""
+    return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
+
+
+def table(cards: list[dict]) -> str:
+    """Run cards as a Markdown table: a row for cards that differ in their seeds alone, with mean and spread."""
+    columns = ["architecture", "tier", "data", "training images", "epochs", "parameters", "test accuracy, %"]
+    rows = []
+    for (architecture, tier, _), group in groups(cards).items():
+        images, epochs = group[0]["dataset"]["train"], group[0]["parameters"]["epochs"]
+        accuracy = mean_and_spread([100 * card["metrics"]["test_accuracy"] for card in group])
+        seeds, seconds = len({card["seed"] for card in group}), np.mean([card["time"]["seconds"] for card in group])
+        counted = [f"{images:,}", epochs, f"{group[0]['model']['parameters']:,}", accuracy, seeds, f"{seconds:,.0f}"]
+        rows.append([architecture, tier, group[0]["dataset"]["name"], *counted])
+    return markdown.table([*columns, "seeds", "seconds"], rows)

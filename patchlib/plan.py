@@ -1,0 +1,130 @@
+"""What to run: notebooks x tiers x seeds as runs, their parameters checked, each in a folder of its own."""
+
+import argparse
+import ast
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from patchlib import cards, data
+from patchlib.parameters import ARCHITECTURES, ParameterError, RunParameters, nearest
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+
+# What can't be --set, and why.
+_REFUSED = {
+    "run_dir": "each run has a folder of its own below --out",
+    "seed": "use --seeds or --seed",
+    "tier": "use --tier",
+}
+
+
+class UsageError(ValueError):
+    """What was asked for can't be run; nothing was started."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one notebook; runs of other parameters have other folders."""
+
+    notebook: Path
+    parameters: RunParameters
+    folder: Path
+
+    @property
+    def finished(self) -> bool:
+        return cards.finished(self.folder)
+
+
+def plan(asked: argparse.Namespace) -> list[Run]:
+    """All runs that the command line asks for, their parameters checked; every notebook and tier before a second seed.
+
+    Raises:
+        UsageError: a notebook, a tier, a parameter or a data set is unknown or not accepted.
+    """
+    settings, seeds, runs = _settings(asked.settings), list(_seeds(asked)), []
+    for architecture in dict.fromkeys(asked.notebooks or ARCHITECTURES):
+        _refuse_unknown("notebook", architecture, ARCHITECTURES)
+        notebook = asked.folder.absolute() / f"{architecture}.ipynb"
+        smoke = _parameters_cell(notebook)
+        for tier in dict.fromkeys(asked.tier):
+            values = smoke | _tier(asked.folder / "tiers", architecture, tier) | settings
+            if isinstance(values.get("dataset"), str):
+                values["dataset"] = _dataset(values["dataset"], local=asked.scheduler is None)
+            for seed in seeds:
+                try:
+                    parameters = ARCHITECTURES[architecture](**values | {"seed": seed, "run_dir": ""})
+                except ParameterError as error:
+                    raise UsageError(f"{architecture}, tier {tier}: {error}") from None
+                folder = asked.out.absolute() / cards.folder_name(architecture, parameters, settings)
+                runs.append(Run(notebook, parameters, folder))
+    return sorted(runs, key=lambda run: seeds.index(run.parameters.seed))
+
+
+def _refuse_unknown(kind, name, known):
+    if name not in known:
+        raise UsageError(
+            f"unknown {kind} {name!r}: did you mean {nearest(name, known)!r}? There are {', '.join(known)}."
+        )
+
+
+def _settings(words):
+    """``["epochs=5"]`` to ``{"epochs": 5}``: values as YAML reads them, but ``1e-3`` is a number."""
+    import yaml  # here, so that its absence can be told in a sentence
+
+    settings = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not (name and equals):
+            raise UsageError(f"--set: received {word!r}, accepted: NAME=VALUE.")
+        if name in _REFUSED:
+            raise UsageError(f"--set {name}: not accepted, {_REFUSED[name]}.")
+        try:
+            settings[name] = value = yaml.safe_load(text)
+            if isinstance(value, str):
+                settings[name] = float(value)
+        except yaml.YAMLError:
+            settings[name] = text
+        except ValueError:  # a word it is
+            pass
+    return settings
+
+
+def _seeds(asked):
+    if asked.seed is not None:
+        return [asked.seed]
+    if asked.seeds == [0]:
+        raise UsageError("--seeds 0: a single number says how many; for seed 0 alone use --seed 0.")
+    return range(asked.seeds[0]) if len(asked.seeds) == 1 else list(dict.fromkeys(asked.seeds))
+
+
+def _parameters_cell(notebook):
+    """What stands in a notebook's parameters cell: the smoke tier."""
+    try:
+        cells = json.loads(notebook.read_text())["cells"]
+        (cell,) = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+        statements = ast.parse("".join(cell["source"])).body
+    except FileNotFoundError:
+        raise UsageError(f"there is no {notebook}: name the folder of the notebooks with --notebooks.") from None
+    except (ValueError, KeyError, SyntaxError) as error:
+        raise UsageError(f"{notebook} isn't a notebook with one parameters cell ({error}).") from None
+    return {s.target.id: ast.literal_eval(s.value) for s in statements if isinstance(s, ast.AnnAssign)}
+
+
+def _tier(folder, architecture, tier):
+    import yaml
+
+    known = [path.stem.removeprefix(f"{architecture}-") for path in sorted(folder.glob(f"{architecture}-*.yaml"))]
+    _refuse_unknown(f"tier of {architecture}", tier, ["smoke", *known])
+    return {} if tier == "smoke" else yaml.safe_load((folder / f"{architecture}-{tier}.yaml").read_text())
+
+
+def _dataset(name, local):
+    """A data set's name, or its path as the notebook understands it, which is executed elsewhere."""
+    path, names = Path(name).expanduser(), ", ".join(data.NAMES)
+    if name in data.NAMES or (not local and path.is_absolute()):
+        return name
+    if local and path.exists():
+        return str(path.absolute())
+    where = f"a path, and there is no {path.absolute()}" if local else "an absolute path on the workers' own disks"
+    raise UsageError(f"data set {name!r}: did you mean {nearest(name, data.NAMES)!r}? Accepted: {names}, or {where}.")

@@ -1,0 +1,138 @@
+"""Run cards: read strictly, told apart by what differs, averaged over seeds alone."""
+
+import json
+
+import numpy as np
+import pytest
+
+from patchlib import cards
+from patchlib.parameters import CCT, ConvMixer
+
+WHERE = "cifar10, 45,000 training images, 5 epochs"
+
+
+def card(test=0.7, seed=0, tier="tuned", architecture="cct", val=(0.5, 0.72), machine="one", train=45000, **parameters):
+    """A run card as ``runs.train`` writes it, with the parts that a comparison reads."""
+    return {
+        "schema": 1,
+        "architecture": architecture,
+        "tier": tier,
+        "seed": seed,
+        "parameters": {"epochs": 5, "seed": seed, "tier": tier, "pad": 4, "flip": True} | parameters,
+        "dataset": {"name": "cifar10", "fingerprint": "f" * 64, "train": train, "validation": 5000, "test": 10000},
+        "model": {"parameters": 283723, "multiply_adds": 31000000},
+        "history": {"val_accuracy": list(val)},
+        "best_epoch": int(np.argmax(val)) + 1,
+        "metrics": {"val_accuracy": max(val), "test_accuracy": test},
+        "time": {"seconds": 100.0 + 20 * seed, "images_per_second": 400.0},
+        "hardware": {"processor": machine, "cores": 2, "accelerators": []},
+        "started": f"2026-01-01T00:00:0{seed}+00:00",
+    }
+
+
+def write(folder, **contents):
+    for name, content in contents.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def test_cards_that_differ_in_more_than_the_seed_are_not_averaged():
+    found = [card(seed=0), card(seed=1), card(seed=2, architecture="vit"), card(seed=3, tier="baseline")]
+    found += [card(seed=4, pad=0), card(seed=5, train=15000), card(seed=6) | {"dataset": {**card()["dataset"]}}]
+    found[-1]["dataset"]["fingerprint"] = "e" * 64
+    together = {name: [c["seed"] for c in group] for name, group in cards.groups(found).items()}
+    assert together == {
+        ("cct", "baseline", WHERE): [3],
+        ("cct", "tuned", WHERE): [0, 1],
+        ("cct", "tuned, fingerprint eeeeeeee", WHERE): [6],
+        ("cct", "tuned, pad 0", WHERE): [4],
+        ("cct", "tuned", "cifar10, 15,000 training images, 5 epochs"): [5],
+        ("vit", "tuned", WHERE): [2],
+    }
+
+
+def test_a_parameter_that_a_card_is_too_old_to_know_has_its_default():
+    assert len(cards.groups([card(), card(seed=1, zoom=0.0)])) == 1
+    assert len(cards.groups([card(), card(seed=1, zoom=0.2)])) == 2
+
+
+def test_what_is_special_follows_the_tiers_name_and_of_two_the_first_run_is_usual():
+    names = [tier for _, tier, _ in cards.groups([card(seed=1, pad=0), card(seed=0)])]
+    assert names == ["tuned", "tuned, pad 0"]
+    names = [tier for _, tier, _ in cards.groups([card(seed=0, pad=0), card(seed=1), card(seed=2, flip=False)])]
+    assert names == ["tuned", "tuned, flip False", "tuned, pad 0"]
+
+
+def test_a_card_with_a_parameter_that_others_lack_has_its_own_name():
+    names = [tier for _, tier, _ in cards.groups([card(), card(seed=1, stride=2), card(seed=2, stride=1)])]
+    assert names == ["tuned", "tuned, stride 1", "tuned, stride 2"]
+    assert [tier for _, tier, _ in cards.groups([card(stride=2), card(seed=1)])] == ["tuned", "tuned, stride None"]
+
+
+def test_cards_are_read_strictly(tmp_path):
+    with pytest.raises(cards.RunError, match="holds no finished run"):
+        cards.load_card(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(cards.RunError, match="isn't a run card"):
+        cards.load_card(tmp_path)
+    (tmp_path / "run.json").write_text('{"schema": 0}')
+    with pytest.raises(cards.RunError, match="schema"):
+        cards.load_cards(tmp_path)
+    assert cards.load_cards(tmp_path / "nowhere") == []
+
+
+def test_table_gives_mean_spread_and_number_of_seeds():
+    def card(accuracy, seed, tier="tuned"):
+        return {
+            "architecture": "convmixer",
+            "tier": tier,
+            "seed": seed,
+            "dataset": {"name": "cifar10", "fingerprint": "", "train": 45000},
+            "parameters": {"epochs": 2, "seed": seed},
+            "model": {"parameters": 602890},
+            "metrics": {"test_accuracy": accuracy},
+            "time": {"seconds": 100.0},
+            "started": "2026-01-01T00:00:00+00:00",
+        }
+
+    rows = cards.table([card(0.91, 0), card(0.93, 1), card(0.80, 0, "baseline")]).splitlines()
+    assert rows[2] == "| convmixer | baseline | cifar10 | 45,000 | 2 | 602,890 | 80.00 | 1 | 100 |"
+    assert rows[3] == "| convmixer | tuned | cifar10 | 45,000 | 2 | 602,890 | 92.00 ± 1.41 | 2 | 100 |"
+
+
+def test_a_folders_name_tells_runs_apart():
+    name = cards.folder_name
+    assert name("convmixer", ConvMixer()) == "convmixer-smoke-digits-seed0"
+    p = CCT(tier="tuned", dataset="cifar10", seed=3, learning_rate=1e-5, flip=False)
+    assert name("cct", p, ["learning_rate", "flip"]) == "cct-tuned-cifar10-flip=False-learning_rate=1e-05-seed3"
+    assert name("cct", p, ["dataset"]) == name("cct", p)  # where it stands once already
+    paths = [name("cct", CCT(dataset=path)) for path in ("/a/my photos", "/b/my photos")]
+    assert paths[0] != paths[1] and all("/" not in path and "-my_photos-" in path for path in paths)
+    long = [name("cct", CCT(tier="t" * 300, seed=seed)) for seed in (0, 1)]
+    assert long[0] != long[1] and max(map(len, long)) <= 200
+
+
+def test_a_run_is_finished_when_there_is_its_card_and_no_checkpoint_any_more(tmp_path):
+    assert not cards.finished(tmp_path / "nowhere")
+    (tmp_path / "checkpoint-00002").mkdir()
+    assert not cards.finished(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    assert not cards.finished(tmp_path)
+    (tmp_path / "checkpoint-00002").rename(tmp_path / "checkpoint-00003.partial")
+    assert cards.finished(tmp_path)
+
+
+def test_progress_is_the_newest_checkpoints_and_at_the_end_the_cards(tmp_path):
+    assert cards.progress(tmp_path) == {}
+    (tmp_path / "run.json").write_text('{"history": {"loss": [3, 2, 1]}}')
+    assert cards.progress(tmp_path)["history"]["loss"] == [3, 2, 1]
+    for epoch in (2, 10):
+        (tmp_path / f"checkpoint-{epoch:05}").mkdir()
+        (tmp_path / f"checkpoint-{epoch:05}" / "progress.json").write_text(json.dumps({"epoch": epoch}))
+    (tmp_path / "checkpoint-00011").mkdir()  # of which nothing can be read, as when it's removed at this moment
+    assert cards.progress(tmp_path) == {"epoch": 10}
+
+
+def test_the_first_difference_is_told():
+    assert cards.difference({"a": 1, "b": 2}, {"a": 1, "b": 2}) == ""
+    assert cards.difference({"a": 1, "b": 2}, {"a": 1, "b": 3}) == "b is 2 there and 3 here"
+    assert cards.difference({"a": 1}, {}) == "a is 1 there and None here"

@@ -1,0 +1,34 @@
+"""What the command line asks for, as runs with folders and checked parameters."""
+
+import pytest
+
+from patchlib import cli, plan
+from patchlib.parameters import ARCHITECTURES
+
+pytest.importorskip("yaml", reason="it comes with the notebooks' extra")
+
+
+def planned(*words):
+    return {run.folder.name: run for run in plan.plan(cli._parser().parse_args(["run", *words]))}
+
+
+def test_what_is_planned(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert list(planned("--seeds", "1")) == [f"{name}-smoke-digits-seed0" for name in ARCHITECTURES]
+    assert list(planned("cct", "--tier", "smoke", "baseline", "--seeds", "4", "7")) == [
+        f"cct-{run}"
+        for run in ("smoke-digits-seed4", "baseline-cifar10-seed4", "smoke-digits-seed7", "baseline-cifar10-seed7")
+    ]
+    (run,) = planned("cct", "--tier", "baseline", "--set", "learning_rate=1e-3", "--set", "epochs=5").values()
+    assert run.folder == tmp_path / "runs" / "cct-baseline-cifar10-epochs=5-learning_rate=0.001-seed0"
+    assert (run.parameters.learning_rate, run.parameters.epochs, run.parameters.dataset) == (1e-3, 5, "cifar10")
+    assert planned("cct").popitem()[1].parameters.dim == 48  # of the notebook's own cell
+
+
+def test_data_sets_of_one_name_have_two_folders_and_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/photos", "b/photos"):
+        (tmp_path / name).mkdir(parents=True)
+    (a, first), (b, _) = [planned("cct", "--set", f"dataset={x}/photos").popitem() for x in "ab"]
+    assert a != b and a.startswith("cct-smoke-photos-") and "/" not in a
+    assert first.parameters.dataset == str(tmp_path / "a" / "photos")
