@@ -17,7 +17,7 @@ import matplotlib
 import numpy as np
 import yaml
 
-from patchlib import machine
+from patchlib import machine, markdown
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -183,51 +183,58 @@ def growth(rounds):
 
 def summary(compared):
     """A training step of each architecture and of how many the example's takes the time, as Markdown."""
-    lines = ["| | example, ms | baseline, ms | tuned, ms | baseline, times as fast | tuned, times as fast |"]
-    lines += ["|---|--:|--:|--:|--:|--:|"]
+    rows = []
     for architecture, result in compared.items():
         steps = [result["contenders"][name]["train"]["median"] for name in ("original", "baseline", "tuned")]
-        times = [f"{1000 * step:,.0f}" for step in steps] + [f"{steps[0] / step:.2f}" for step in steps[1:]]
-        lines.append(f"| {architecture} | {' | '.join(times)} |")
-    return "\n".join(lines)
+        times = [f"{1000 * step:,.0f}" for step in steps]
+        rows.append([architecture, *times, *(f"{steps[0] / step:.2f}" for step in steps[1:])])
+    columns = ["", "example, ms", "baseline, ms", "tuned, ms", "baseline, times as fast", "tuned, times as fast"]
+    return markdown.table(columns, rows)
 
 
 def report(found):
     """The findings as Markdown."""
-    lines = []
+    parts = []
     if "compare" in found:
-        lines += [
-            "| | | step, ms | times as fast | inference, images/s | input, images/s | memory, MB |",
-            "|---|---|--:|--:|--:|--:|--:|",
-        ]
-        for architecture, result in found["compare"].items():
-            reference = result["contenders"]["original"]["train"]["median"]
-            for name, row in result["contenders"].items():
-                step, (low, high) = 1000 * row["train"]["median"], row["train"]["quartiles"]
-                feed = f"{row['feed']['median']:,.0f}" if "feed" in row else ""
-                lines.append(
-                    f"| {architecture} | {name} | {step:,.0f} ({1000 * low:,.0f} to {1000 * high:,.0f}) "
-                    f"| {reference / row['train']['median']:.2f} | {row['infer']['median']:,.0f} "
-                    f"| {feed} | {row['memory'] / 1e6:,.0f} |"
-                )
-        lines += ["", "| tuned tier | step, ms | arithmetic's floor, ms | memory's floor, ms | most time in |"]
-        lines += ["|---|--:|--:|--:|---|"]
-        for architecture, result in found["compare"].items():
-            floor, step = result["floor"], result["contenders"]["tuned"]["train"]["median"]
-            most = ", ".join(f"{kind} {ms:,.0f}" for kind, ms in list(result["profile"]["tuned"].items())[:5])
-            lines.append(
-                f"| {architecture} | {1000 * step:,.0f} | {1000 * floor['multiply_adds']:,.0f} "
-                f"| {1000 * floor['bytes']:,.0f} | {most} |"
-            )
+        parts += [_steps(found["compare"]), _floors(found["compare"])]
     if "time_to_accuracy" in found:
         result = found["time_to_accuracy"]
-        lines += ["", f"Seconds to a validation accuracy of {100 * result['target']:.1f}%, the original's after its "]
-        lines[-1] += f"{len(result['epochs']['original'])}th epoch ({result['architecture']}, {result['dataset']}):"
-        lines += ["", "| | seconds | of the original's |", "|---|--:|--:|"]
-        for name, seconds in result["seconds"].items():
-            share = f"{seconds / result['seconds']['original']:.2f}" if seconds else ""
-            lines.append(f"| {name} | {f'{seconds:,.0f}' if seconds else 'not reached'} | {share} |")
-    return "\n".join(lines).strip()
+        parts.append(
+            f"Seconds to a validation accuracy of {100 * result['target']:.1f}%, the original's after its "
+            f"{len(result['epochs']['original'])}th epoch ({result['architecture']}, {result['dataset']}):"
+        )
+        whole = result["seconds"]["original"]
+        rows = [
+            [name, f"{seconds:,.0f}", f"{seconds / whole:.2f}"] if seconds else [name, "not reached", ""]
+            for name, seconds in result["seconds"].items()
+        ]
+        parts.append(markdown.table(["", "seconds", "of the original's"], rows))
+    return "\n\n".join(parts)
+
+
+def _steps(compared):
+    rows = []
+    for architecture, result in compared.items():
+        reference = result["contenders"]["original"]["train"]["median"]
+        for name, row in result["contenders"].items():
+            step, (low, high) = row["train"]["median"], row["train"]["quartiles"]
+            times = [f"{1000 * seconds:,.0f}" for seconds in (step, low, high)] + [f"{reference / step:.2f}"]
+            feed = f"{row['feed']['median']:,.0f}" if "feed" in row else ""
+            rows.append([architecture, name, *times, f"{row['infer']['median']:,.0f}", feed])
+            rows[-1].append(f"{row['memory'] / 1e6:,.0f}")
+    columns = ["", "", "step, ms", "lower quartile", "upper", "times as fast", "inference, images/s", "input, images/s"]
+    return markdown.table([*columns, "memory, MB"], rows)
+
+
+def _floors(compared):
+    rows = []
+    for architecture, result in compared.items():
+        floor, step = result["floor"], result["contenders"]["tuned"]["train"]["median"]
+        most = ", ".join(f"{kind} {ms:,.0f}" for kind, ms in list(result["profile"]["tuned"].items())[:5])
+        times = [f"{1000 * seconds:,.0f}" for seconds in (step, floor["multiply_adds"], floor["bytes"])]
+        rows.append([architecture, *times, most])
+    columns = ["tuned tier", "step, ms", "arithmetic's floor, ms", "memory's floor, ms", "most time in"]
+    return markdown.table(columns, rows)
 
 
 def figure(found):

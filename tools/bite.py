@@ -11,6 +11,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from patchlib import markdown
+
 ROOT = Path(__file__).parents[1]
 
 # name: (file below patchlib, or below notebooks if it isn't Python, what stands there, what the bug puts there, the
@@ -85,31 +87,31 @@ BUGS = {
         "convmixer",
     ),
     "gelu's gradient is its value": (
-        "layers/kernels.py",
-        "lambda dy: _compiled_gelu_gradient(x, y, dy)",
+        "layers/kernels/tensorflow.py",
+        "lambda dy: _gelu_gradient(x, y, dy)",
         "lambda dy: dy * y",
         "convmixer",
     ),
     "depthwise gradient of a shifted image": (
-        "layers/kernels.py",
+        "layers/kernels/tensorflow.py",
         "[0, 0, before, after, before, after, 0, 0]",
         "[0, 0, after + 1, before - 1, before, after, 0, 0]",
         "convmixer",
     ),
     "LayerNorm's gradient without the mean's": (
-        "layers/kernels.py",
+        "layers/kernels/tensorflow.py",
         "scale * (dnormal - tf.reduce_mean(dnormal, -1, keepdims=True) - normal * along)",
         "scale * (dnormal - normal * along)",
         "gmlp",
     ),
     "half of the Fourier transform not mirrored": (
-        "layers/kernels.py",
-        "-np.arange(places) % places",
-        "np.arange(places)",
+        "layers/kernels/tensorflow.py",
+        "-np.arange(tokens) % tokens",
+        "np.arange(tokens)",
         "fnet",
     ),
     "variance of the batch forgotten": (
-        "layers/kernels.py",
+        "layers/kernels/__init__.py",
         "moving * self.momentum + batch",
         "moving * self.momentum + moving",
         "convmixer",
@@ -395,13 +397,15 @@ def main(names: list[str]) -> int:
     if any(bite("no bug")):
         print("The checks fail without any bug planted: see to `make test` first.")
         return 1
-    print("| bug | notebook | unit tests |\n|---|---|---|", flush=True)
+    rows = []
     missed = by_notebook = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for name, (notebook, unit) in zip(names, pool.map(bite, names), strict=True):
-            print(f"| {name} | {notebook or '-'} | {unit or '-'} |", flush=True)
+            print(f"{name}: {notebook or '-'}, {unit or '-'}", file=sys.stderr, flush=True)
+            rows.append([name, notebook or "-", unit or "-"])
             missed += not (notebook or unit)
             by_notebook += bool(notebook)
+    print(markdown.table(["bug", "notebook", "unit tests"], rows))
     print(f"\n{len(names)} bugs: {len(names) - missed} caught, {by_notebook} of them by a notebook, {missed} missed")
     return 1 if missed else 0
 

@@ -13,6 +13,8 @@ import nbformat
 import yaml
 from nbclient import NotebookClient
 
+from patchlib import markdown
+
 TIERS = Path(__file__).parents[1] / "notebooks" / "tiers"
 
 
@@ -61,17 +63,16 @@ def tiers_readme() -> str:
 
 def _tiers_table(columns, example):
     names = [name for name in dict.fromkeys(n for values in columns.values() for n in values) if name != "tier"]
-    lines = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    rows = []
     for name in names:
-        cells = [values.get(name, "") for values in columns.values()]
-        lines.append(f"| {name} | {' | '.join(str(cell) for cell in cells)} |")
+        rows.append([name, *(values.get(name, "") for values in columns.values())])
         if name == "weight_decay":  # which the optimisers count differently
             a_step = [
                 example["decay"] if column == "example" else values["learning_rate"] * values[name]
                 for column, values in columns.items()
             ]
-            lines.append(f"| decay of a step at the peak rate | {' | '.join(f'{cell:.3g}' for cell in a_step)} |")
-    return "\n".join(lines) + "\n"
+            rows.append(["decay of a step at the peak rate", *(f"{decay:.3g}" for decay in a_step)])
+    return markdown.table(["", *columns], rows) + "\n"
 
 
 _ABOUT_TIERS = """# Tiers

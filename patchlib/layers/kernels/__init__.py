@@ -1,0 +1,115 @@
+"""Operations whose usual form is slow on a CPU: GELU, depthwise convolution, BatchNorm, LayerNorm, Dense, Fourier.
+
+Each gives the same numbers as Keras' own, to rounding. ``tensorflow`` and ``jax`` hold the backends' forms, under the
+names used here; what a backend has none of, and everything on an accelerator, where compilers do well, is Keras' own.
+Where the time goes is measured by ``make bench``.
+"""
+
+import functools
+import importlib
+
+from patchlib.backend import keras, ops
+
+_BACKEND = keras.backend.backend()
+_FORMS = importlib.import_module(f"{__name__}.{_BACKEND}") if _BACKEND in ("tensorflow", "jax") else None
+
+
+@functools.cache
+def _on_cpu() -> bool:
+    return bool(_FORMS) and _FORMS.computes_on_cpu()
+
+
+def faster(name: str):
+    """The backend's form of an operation, or None where Keras' own is to be used."""
+    return getattr(_FORMS, name, None) if _on_cpu() else None
+
+
+def gelu(x):
+    """GELU, x Φ(x) (Hendrycks and Gimpel, 2016), the exact one, for any ``activation`` argument."""
+    form = faster("gelu")
+    return form(x) if form else keras.activations.gelu(x, approximate=False)
+
+
+@keras.saving.register_keras_serializable("patchlib")
+def gelu_tanh(x):
+    """GELU by its tanh approximation (Hendrycks and Gimpel, 2016, section 2), for any ``activation`` argument."""
+    return keras.activations.gelu(x, approximate=True)
+
+
+def activation(identifier):
+    """The function of an ``activation`` argument: Keras', but for "gelu" the one above."""
+    function = keras.activations.get(identifier)
+    return gelu if function is keras.activations.gelu else function
+
+
+def depthwise_conv(x, kernel):
+    """Each channel's own convolution, stride 1, "same": (N, H, W, C) and (k, k, C, 1) to (N, H, W, C)."""
+    form = faster("depthwise_conv")
+    return form(x, kernel) if form else ops.depthwise_conv(x, kernel, padding="same")
+
+
+def add_bias(x, bias):
+    """x + bias, for a bias of x's last axis."""
+    form = faster("add_bias")
+    return form(x, bias) if form else x + bias
+
+
+def fourier(x):
+    """The real part of the two-dimensional Fourier transform of each (H, W) of (N, H, W), float32."""
+    form = faster("fourier")
+    return form(x) if form and None not in x.shape[1:] else ops.fft2((x, ops.zeros_like(x)))[0]
+
+
+class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
+    """Keras' layer, for stride 1 and "same" padding, by ``depthwise_conv``."""
+
+    def call(self, x):
+        kernel, bias = (ops.cast(weight, self.compute_dtype) for weight in (self.kernel, self.bias))
+        return add_bias(depthwise_conv(x, kernel), bias)
+
+
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Keras' layer over the last axis of (N, H, W, C), by ``batch_norm`` while it trains."""
+
+    def call(self, x, training=None):
+        form = faster("batch_norm")
+        if not (form and training and self.trainable) or keras.backend.standardize_dtype(x.dtype) == "float64":
+            return super().call(x, training=training)
+        y, mean, variance = form(x, self.gamma, self.beta, self.epsilon)
+        for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            moving.assign(moving * self.momentum + batch * (1 - self.momentum))
+        return y
+
+
+class Dense(keras.layers.Dense):
+    """Keras' layer, for no activation: one matrix product over all tokens, to which TensorFlow then fuses the bias."""
+
+    def call(self, x, training=None):
+        if not _on_cpu() or self.compute_dtype != "float32" or None in x.shape[1:]:
+            return super().call(x, training=training)
+        y = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), self.kernel)
+        if self.use_bias:
+            y = add_bias(y, self.bias)
+        return ops.reshape(y, (-1, *x.shape[1:-1], self.units))
+
+
+@keras.saving.register_keras_serializable("patchlib")
+class LayerNormalization(keras.layers.LayerNormalization):
+    """Keras' layer, over the last axis, by ``layer_norm``."""
+
+    def call(self, x):
+        form = faster("layer_norm")
+        if not form or self.compute_dtype != "float32":
+            return super().call(x)
+        return form(ops.cast(x, "float32"), self.gamma, self.beta, self.epsilon)
+
+
+@keras.saving.register_keras_serializable("patchlib")
+class GlobalAveragePooling2D(keras.layers.GlobalAveragePooling2D):
+    """Keras' layer, over (N, H, W, C), by ``global_average``."""
+
+    def call(self, x):
+        form = faster("global_average")
+        if not form or self.compute_dtype != "float32" or None in x.shape[1:]:
+            return super().call(x)
+        return form(x)
