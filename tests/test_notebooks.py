@@ -1,6 +1,7 @@
 """What holds of every notebook, whatever it says; that its outputs are right is nbval's to check."""
 
 import ast
+import itertools
 import re
 from pathlib import Path
 
@@ -116,6 +117,14 @@ def test_the_parameters_cell_holds_every_parameter_with_its_type(path):
 
 
 @NETWORKS
+def test_each_parameter_has_a_comment_and_stands_in_a_group(path):
+    lines = code_cells(path)[0].source.splitlines()
+    groups = [number for number, line in enumerate(lines) if line.startswith("# ")]
+    assert groups[0] == 0 and len(groups) == 5 and all(b - a > 4 for a, b in itertools.pairwise([*groups, len(lines)]))
+    assert all("  # " in line for number, line in enumerate(lines) if number not in groups)
+
+
+@NETWORKS
 def test_as_it_stands_a_notebook_is_a_smoke_run(path):
     smoke = SCHEMAS[path.stem](**values_of(code_cells(path)[0]))
     assert (smoke.tier, smoke.dataset, smoke.run_dir) == ("smoke", "digits", "")
@@ -126,8 +135,12 @@ def test_a_tier_is_parameters_of_its_notebook(path):
     architecture, tier = path.stem.rsplit("-", 1)
     values = yaml.safe_load(path.read_text())
     assert SCHEMAS[architecture](**values).tier == tier
-    missing = set(SCHEMAS[architecture].model_fields) - set(values) - {"image_size", "limit", "seed", "run_dir"}
-    assert not missing, "whatever a tier leaves out it takes from the smoke run"
+    smoke = values_of(code_cells(ROOT / "notebooks" / f"{architecture}.ipynb")[0])
+    usual = {name: field.default for name, field in SCHEMAS[architecture].model_fields.items()}
+    assert not {name for name in smoke if smoke[name] != usual[name]} - set(values), "whatever is left out is smoke's"
+    always = {"tier", "dataset", "epochs", "batch_size", "learning_rate"}
+    assert not {name for name in set(values) - always if smoke[name] == usual[name] == values[name]}, "needn't be said"
+    assert list(values) == [name for name in smoke if name in values], "in the order of the parameters cell"
 
 
 def test_every_architecture_has_its_notebook_and_tiers():
@@ -219,5 +232,5 @@ def test_runs_on_all_that_the_library_accepts(path, case, tmp_path, monkeypatch,
     namespace |= {name: value for name, value in values.items() if name in namespace}
     monkeypatch.chdir(path.parent)
     for number, cell in enumerate(cells, start=2):
-        if "_table(" not in cell.source:  # of published models, the same for all parameters
+        if "cost." not in cell.source:  # of published models, the same for all parameters
             exec(compile(cell.source, f"{path.stem}, cell {number}", "exec"), namespace)

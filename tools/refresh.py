@@ -14,7 +14,9 @@ import yaml
 from nbclient import NotebookClient
 
 from patchlib import markdown
+from patchlib.parameters import ARCHITECTURES
 
+OF_A_RUN = {"tier", "image_size", "limit", "seed", "run_dir"}
 TIERS = Path(__file__).parents[1] / "notebooks" / "tiers"
 
 
@@ -46,7 +48,8 @@ def tiers_readme() -> str:
     tiers = {}
     for path in sorted(TIERS.glob("*.yaml")):
         architecture, tier = path.stem.rsplit("-", 1)
-        tiers.setdefault(architecture, {})[tier] = yaml.safe_load(path.read_text())
+        values = ARCHITECTURES[architecture](**yaml.safe_load(path.read_text())).model_dump(exclude=OF_A_RUN)
+        tiers.setdefault(architecture, {})[tier] = values
     parts = [_ABOUT_TIERS]
     for architecture, columns in tiers.items():
         example = examples.get(architecture)
@@ -62,9 +65,8 @@ def tiers_readme() -> str:
 
 
 def _tiers_table(columns, example):
-    names = [name for name in dict.fromkeys(n for values in columns.values() for n in values) if name != "tier"]
     rows = []
-    for name in names:
+    for name in next(reversed(columns.values())):
         rows.append([name, *(values.get(name, "") for values in columns.values())])
         if name == "weight_decay":  # which the optimisers count differently
             a_step = [
