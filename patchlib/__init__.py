@@ -1,6 +1,6 @@
 """Patch-based image classifiers to read, train and take apart: data, layers, models, training, runs and plots.
 
-The way of the data is the order of the modules; each imports only what stands before it:
+Module order, which is the data's way; each module imports only what stands before it:
 ``backend -> markdown -> parameters -> pictures -> data -> augment -> reference -> layers -> models -> cost ->
 optimizers -> training -> machine -> cards -> runs -> checks -> plots -> compare -> plan -> batch -> cli``. A module is
 imported when it's first asked for, so what needs no Keras doesn't wait for it.

@@ -25,7 +25,7 @@ def random_flip(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def random_pad_crop(images: np.ndarray, rng: np.random.Generator, pad: int) -> np.ndarray:
-    """Pad with ``pad`` zero pixels on every side, then cut the original size back out at a random place.
+    """Pad with ``pad`` zero pixels on every side, then cut the original size back out at a random position.
 
     Each image moves by -pad..pad pixels in both directions, all moves equally likely.
 
@@ -68,7 +68,7 @@ def random_zoom(images: np.ndarray, rng: np.random.Generator, zoom: float) -> np
 
 
 def _resampling(factors, size):
-    """(N, size, size) matrices whose row i holds the bilinear weights of the places that place i is taken from."""
+    """(N, size, size) matrices whose row i holds the bilinear weights of the pixels that pixel i is taken from."""
     middle = (size - 1) / 2
     wanted = (np.arange(size) - middle) * factors[:, None] + middle
     reflected = size - 0.5 - np.abs((wanted + 0.5) % (2 * size) - size)  # -1 becomes 0, size becomes size - 1
@@ -179,7 +179,7 @@ def cutmix(images: np.ndarray, targets: np.ndarray, rng: np.random.Generator, al
     Args:
         images: uint8 (N, H, W, C).
         targets: float (N, classes), rows that sum to 1.
-        rng: source of the partners, of each image's own share of the area, from Beta(alpha, alpha), and of the places.
+        rng: source of the partners, of each image's own share of the area, from Beta(alpha, alpha), and of where.
         alpha: above 0.
 
     Returns:

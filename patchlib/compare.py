@@ -143,7 +143,7 @@ def ingredients(settings: Settings, most: int = 3) -> str:
     return markdown.table(_STEP, sorted(rows)) if rows else nothing
 
 
-def flattery(settings: Settings) -> str:
+def selection_bias(settings: Settings) -> str:
     """What choosing an epoch by a score adds to that score, as a Markdown table in percentage points; means over seeds.
 
     The difference is the kept epoch's accuracy on the validation images, which chose it, less that on the test images,

@@ -9,9 +9,9 @@ from patchlib.backend import keras
 _MIXERS = {
     models.convmixer: ("depthwise convolution", "pointwise convolution"),
     models.cct: ("attention, convolutions in the tokenizer", "MLP"),
-    models.mlp_mixer: ("MLP over places, the same for every image", "MLP"),
+    models.mlp_mixer: ("MLP over positions, the same for every image", "MLP"),
     models.fnet: ("Fourier transform, no weights", "the same transform, MLP"),
-    models.gmlp: ("one matrix over places, as a gate", "linear layers around the gate"),
+    models.gmlp: ("one matrix over positions, as a gate", "linear layers around the gate"),
     models.vit: ("attention", "MLP"),
 }
 
@@ -19,8 +19,8 @@ _MIXERS = {
 def of(model: keras.Model) -> dict[str, dict[str, int]]:
     """Trainable parameters, and multiply-adds for one image, of what mixes "space" and of the rest, "channels".
 
-    A part that lets places talk to each other counts as mixing space with all it has: attention with its projections,
-    a convolution larger than 1 x 1, a Fourier transform. Norms, activations and resizing count no multiply-adds.
+    A part that lets positions talk to each other counts as mixing space with all it has: attention with projections, a
+    convolution larger than 1 x 1, a Fourier transform. Norms, activations and resizing count no multiply-adds.
     """
     parameters, multiply_adds = {"space": 0, "channels": 0}, {"space": 0, "channels": 0}
     for layer in model.layers:

@@ -13,6 +13,15 @@ Arguments that all of them take:
 - dtype: dtype policy, such as "mixed_bfloat16"; the logits stay float32.
 - name: of the model.
 
+Arguments of several:
+
+- patch_size: pixels a side.
+- resize: pixels a side to which images are brought first, bilinearly; 0 leaves them.
+- dropout: in the blocks' MLPs; attention_dropout: on the attention weights; head_dropout: before the head.
+- stochastic_depth: rate in the last block, growing linearly from 0 in the first.
+- final_norm: a LayerNorm before pooling.
+- epsilon: of the LayerNorms.
+
 All return a ``keras.Model`` from (N, height, width, channels) of any real dtype to float32 logits (N, num_classes), and
 raise ``ValueError`` for a size that isn't a positive integer, a rate out of range, or patches that don't tile the
 image.
@@ -63,7 +72,7 @@ def convmixer(
     Args:
         dim, depth: the paper's h and d.
         kernel_size: of the depthwise convolutions, in patches, the paper's k.
-        patch_size: pixels a side, the paper's p.
+        patch_size: the paper's p.
         batchnorm_momentum: of the moving averages.
         batchnorm_epsilon: added to the variances.
     """
@@ -116,10 +125,7 @@ def cct(
         conv_layers, conv_dim: number of convolutions in the tokenizer, and the channels of all but the last.
         kernel_size, stride, padding: of those convolutions, see ``layers.ConvTokenizer``.
         position: add a learned position embedding.
-        dropout: in the MLPs; attention_dropout: on the attention weights.
-        stochastic_depth: rate in the last block, growing linearly from 0 in the first.
         qkv_bias, activate_output, skip: see ``layers.TransformerBlock``.
-        epsilon: of the LayerNorms.
     """
     images, x = _images(input_shape, mean, std, 0, depth, dtype)
     positive(conv_layers=conv_layers)
@@ -127,22 +133,11 @@ def cct(
     x = layers.ConvTokenizer(channels, kernel_size, stride, padding=padding, name="stem", dtype=dtype)(x)
     if position:
         x = layers.PositionEmbedding("uniform", name="position", dtype=dtype)(x)
+    rates = {"dropout": dropout, "attention_dropout": attention_dropout}
+    as_published = {"qkv_bias": qkv_bias, "activate_output": activate_output, "skip": skip}
+    block = {"activation": activation, "epsilon": epsilon, "dtype": dtype, **rates, **as_published}
     for i, rate in enumerate(np.linspace(0, stochastic_depth, depth).tolist()):
-        x = layers.TransformerBlock(
-            heads,
-            key_dim,
-            mlp_dim,
-            activation,
-            dropout,
-            attention_dropout,
-            rate,
-            qkv_bias,
-            activate_output,
-            skip,
-            epsilon,
-            name=f"block_{i}",
-            dtype=dtype,
-        )(x)
+        x = layers.TransformerBlock(heads, key_dim, mlp_dim, stochastic_depth=rate, name=f"block_{i}", **block)(x)
     x = kernels.LayerNormalization(epsilon=epsilon, name="norm", dtype=dtype)(x)
     x = layers.SequencePooling(name="pool", dtype=dtype)(x)
     return _model(images, x, num_classes, 0.0, name)
@@ -176,12 +171,8 @@ def mlp_mixer(
     patch 16, dim 512, depth 8, tokens_dim 256, channels_dim 2048.
 
     Args:
-        resize: pixels a side to which images are brought first, bilinearly; 0 leaves them.
-        patch_size: pixels a side.
         tokens_dim, channels_dim: widths of the blocks' two MLPs, the paper's D_S and D_C.
-        shared_norm: see ``layers.MixerBlock``; final_norm: a LayerNorm before pooling.
-        dropout: in the blocks; head_dropout: before the head.
-        epsilon: of the LayerNorms.
+        shared_norm: see ``layers.MixerBlock``.
     """
     images, x = _images(input_shape, mean, std, resize, depth, dtype)
     x = layers.PatchEmbedding(dim, patch_size, name="stem", dtype=dtype)(x)
@@ -215,12 +206,8 @@ def fnet(
     The defaults are the Keras example's: 621,924 parameters. The paper has hidden_dim = 4 dim and epsilon 1e-12.
 
     Args:
-        resize: pixels a side to which images are brought first, bilinearly; 0 leaves them.
-        patch_size: pixels a side.
         hidden_dim: width of the blocks' MLPs.
         position: add a learned position embedding.
-        dropout: in the blocks; head_dropout: before the head.
-        epsilon: of the LayerNorms.
     """
     images, x = _images(input_shape, mean, std, resize, depth, dtype)
     x = layers.PatchEmbedding(dim, patch_size, name="stem", dtype=dtype)(x)
@@ -260,12 +247,8 @@ def gmlp(
     parameters, is (224, 224, 3), resize 0, patch 16, dim 256, depth 30, hidden_dim 1536, 1000 classes.
 
     Args:
-        resize: pixels a side to which images are brought first, bilinearly; 0 leaves them.
-        patch_size: pixels a side.
         hidden_dim: width of the blocks before the gate halves it.
-        skip, gate_stddev, gate_epsilon: see ``layers.GMLPBlock``; final_norm: a LayerNorm before pooling.
-        dropout: in the blocks; head_dropout: before the head.
-        epsilon: of the other LayerNorms.
+        skip, gate_stddev, gate_epsilon: see ``layers.GMLPBlock``.
     """
     images, x = _images(input_shape, mean, std, resize, depth, dtype)
     x = layers.PatchEmbedding(dim, patch_size, name="stem", dtype=dtype)(x)
@@ -303,14 +286,11 @@ def vit(
     depth 12, heads 12, mlp_dim 3072.
 
     Args:
-        patch_size: pixels a side.
         heads: number of attention heads; must divide dim.
         mlp_dim: width of the blocks' MLPs.
         pool: "token", the class token's output, as in the paper; or "mean", the mean over normalised
-            places, without the token (timm's fc_norm=False).
-        dropout: in the MLPs and after the position embedding; attention_dropout: on the attention weights.
-        stochastic_depth: rate in the last block, growing linearly from 0 in the first.
-        epsilon: of the LayerNorms.
+            tokens, without the token (timm's fc_norm=False).
+        dropout: after the position embedding, too.
     """
     if not isinstance(heads, int) or heads < 1 or dim % heads:
         raise ValueError(f"`heads` must divide `dim`. Received: heads={heads!r}, dim={dim!r}")
@@ -322,19 +302,10 @@ def vit(
         x = layers.ClassToken(name="token", dtype=dtype)(x)
     x = layers.PositionEmbedding("uniform", name="position", dtype=dtype)(x)
     x = keras.layers.Dropout(dropout, name="drop", dtype=dtype)(x)
+    block = {"activation": activation, "dropout": dropout, "attention_dropout": attention_dropout, "epsilon": epsilon}
     for i, rate in enumerate(np.linspace(0, stochastic_depth, depth).tolist()):
-        x = layers.TransformerBlock(
-            heads,
-            dim // heads,
-            mlp_dim,
-            activation,
-            dropout,
-            attention_dropout,
-            rate,
-            epsilon=epsilon,
-            name=f"block_{i}",
-            dtype=dtype,
-        )(x)
+        block |= {"stochastic_depth": rate, "name": f"block_{i}", "dtype": dtype}
+        x = layers.TransformerBlock(heads, dim // heads, mlp_dim, **block)(x)
     if pool == "mean":
         x = _mean_pool(x, True, epsilon, dtype)
     else:
@@ -362,7 +333,7 @@ def _images(input_shape, mean, std, resize, depth, dtype):
 
 
 def _mean_pool(x, norm, epsilon, dtype):
-    """The mean over places, after a LayerNorm if wanted."""
+    """The mean over tokens, after a LayerNorm if wanted."""
     if norm:
         x = kernels.LayerNormalization(epsilon=epsilon, name="norm", dtype=dtype)(x)
     return keras.layers.GlobalAveragePooling1D(name="pool", dtype=dtype)(x)

@@ -52,28 +52,28 @@ def patches(image, patch_size: int, size=4.0) -> Figure:
     return grid([image, cut], titles, columns=2, size=size)
 
 
-def heat(images, shares) -> np.ndarray:
-    """Images (N, H, W, 3) in dim grey, and over each in orange its share of each place: brightest is most.
+def heat(images, weights) -> np.ndarray:
+    """Images (N, H, W, 3) in dim grey, and over each in orange the weight of each position: brightest is most.
 
-    The shares are (N, rows, columns), a grid of places over the image. Returns floats (N, H, W, 3), 0 to 1, for
+    The weights are (N, rows, columns), a grid of positions over the image. Returns floats (N, H, W, 3), 0 to 1, for
     ``grid``.
     """
     height, width = images.shape[1:3]
-    light = shares / shares.max(axis=(1, 2), keepdims=True)
-    rows, columns = (np.arange(n) * places // n for n, places in zip((height, width), light.shape[1:], strict=True))
+    light = weights / weights.max(axis=(1, 2), keepdims=True)
+    rows, columns = (np.arange(n) * cells // n for n, cells in zip((height, width), light.shape[1:], strict=True))
     grey = 0.6 * images.mean(axis=-1, keepdims=True) / 255
     return np.clip(grey + light[:, rows][:, :, columns, None] * [0.9, 0.4, 0.0], 0, 1)
 
 
 def similarity(vectors) -> Figure:
-    """Vectors (rows, columns, dim) of a grid of places: for places down the diagonal, the cosine with all others.
+    """Vectors (rows, columns, dim) of a grid of positions: for positions down the diagonal, the cosine with all others.
 
     As figure 7 of Dosovitskiy et al. (2021) shows position embeddings. Where the grid isn't square, the diagonal takes
-    as many steps as the shorter side has places.
+    as many steps as the shorter side has positions.
     """
     unit = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
     steps = np.arange(min(unit.shape[:2]))
-    down, across = (steps * places // len(steps) for places in unit.shape[:2])
+    down, across = (steps * cells // len(steps) for cells in unit.shape[:2])
     return filters(unit @ unit[down, across].T, columns=8, size=1)
 
 

@@ -80,29 +80,29 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def patch_embedding(images: np.ndarray, weights: dict, patch_size: int) -> np.ndarray:
-    """(N, H, W, C) images to (N, places, dim): each patch, flat, times a matrix (Dosovitskiy et al., 2021, eq. 1)."""
+    """(N, H, W, C) images to (N, tokens, dim): each patch, flat, times a matrix (Dosovitskiy et al., 2021, eq. 1)."""
     count, height, width, channels = images.shape
     matrix = weights["embed/kernel"].reshape(patch_size * patch_size * channels, -1)
-    places = []
+    tokens = []
     for top in range(0, height, patch_size):
         for left in range(0, width, patch_size):
             patch = images[:, top : top + patch_size, left : left + patch_size, :].reshape(count, -1)
-            places.append(patch @ matrix + weights["embed/bias"])
-    return np.stack(places, axis=1)
+            tokens.append(patch @ matrix + weights["embed/bias"])
+    return np.stack(tokens, axis=1)
 
 
 def position_embedding(x: np.ndarray, weights: dict) -> np.ndarray:
-    """Each place's own vector is added."""
+    """Each position's own vector is added."""
     return x + weights["table"]
 
 
 def class_token(x: np.ndarray, weights: dict) -> np.ndarray:
-    """One more place in front, the same for every image."""
+    """One more token in front, the same for every image."""
     return np.stack([np.concatenate([weights["token"][0], sequence]) for sequence in x])
 
 
 def token_pooling(x: np.ndarray, weights: dict) -> np.ndarray:
-    """The first place."""
+    """The first token."""
     return np.stack([sequence[0] for sequence in x])
 
 
@@ -127,7 +127,7 @@ def _windows(x, window, stride):
 def conv_tokenizer(
     images: np.ndarray, weights: dict, kernel_size: int = 3, stride: int = 1, padding: str = "after_activation"
 ) -> np.ndarray:
-    """(N, H, W, C) square images to (N, places, dim): convolution, ReLU, 3 x 3 max pooling of stride 2, repeated."""
+    """(N, H, W, C) square images to (N, tokens, dim): convolution, ReLU, 3 x 3 max pooling of stride 2, repeated."""
     x, half = images, kernel_size // 2
     for kernel in weights.values():
         if padding != "after_activation":
@@ -147,7 +147,7 @@ def conv_tokenizer(
 
 
 def self_attention(x: np.ndarray, weights: dict, heads: int, prefix: str = "") -> np.ndarray:
-    """Each head compares every place with every other and takes from them accordingly (Vaswani et al., 2017, eq. 1)."""
+    """Each head compares every token with every other and takes from them accordingly (Vaswani et al., 2017, eq. 1)."""
     query, key, value = (
         np.split(x @ weights[f"{prefix}{name}/kernel"] + weights.get(f"{prefix}{name}/bias", 0), heads, axis=-1)
         for name in ("query", "key", "value")
@@ -176,13 +176,13 @@ def transformer_block(
 
 
 def sequence_pooling(x: np.ndarray, weights: dict) -> np.ndarray:
-    """The mean of all places, each weighted by the softmax of its score (Hassani et al., 2021, eqs. 4 to 6)."""
+    """The mean of all tokens, each weighted by the softmax of its score (Hassani et al., 2021, eqs. 4 to 6)."""
     importance = softmax((x @ weights["score/kernel"] + weights["score/bias"])[..., 0])
     return np.stack([w @ sequence for w, sequence in zip(importance, x, strict=True)])
 
 
 def mixer_block(x: np.ndarray, weights: dict, epsilon: float, shared_norm: bool = False) -> np.ndarray:
-    """One MLP along the places, another along the channels (Tolstikhin et al., 2021, eq. 1)."""
+    """One MLP along the tokens, another along the channels (Tolstikhin et al., 2021, eq. 1)."""
     x = x + mlp(layer_norm(x, weights, "tokens_norm", epsilon).transpose(0, 2, 1), weights, "tokens/").transpose(
         0, 2, 1
     )
@@ -197,9 +197,9 @@ def fourier_matrix(size: int) -> np.ndarray:
 
 
 def fourier_mixing(x: np.ndarray, weights: dict) -> np.ndarray:
-    """The real part of one Fourier matrix over places and another over channels (Lee-Thorp et al., 2022, eq. 3)."""
-    _, places, dim = x.shape
-    return np.einsum("pq,nqc,cd->npd", fourier_matrix(places), x, fourier_matrix(dim)).real
+    """The real part of one Fourier matrix over tokens and another over channels (Lee-Thorp et al., 2022, eq. 3)."""
+    _, tokens, dim = x.shape
+    return np.einsum("pq,nqc,cd->npd", fourier_matrix(tokens), x, fourier_matrix(dim)).real
 
 
 def fnet_block(x: np.ndarray, weights: dict, epsilon: float) -> np.ndarray:
@@ -209,7 +209,7 @@ def fnet_block(x: np.ndarray, weights: dict, epsilon: float) -> np.ndarray:
 
 
 def spatial_gating_unit(x: np.ndarray, weights: dict, epsilon: float, prefix: str = "") -> np.ndarray:
-    """One half of the channels times a linear mixture, over places, of the other (Liu et al., 2021, eqs. 2 and 4)."""
+    """One half of the channels times a linear mixture, over tokens, of the other (Liu et al., 2021, eqs. 2 and 4)."""
     kept, gating = np.split(x, 2, axis=-1)
     gating = layer_norm(gating, weights, f"{prefix}norm", epsilon)
     mixed = np.einsum("qp,nqc->npc", weights[f"{prefix}gate/kernel"], gating)

@@ -112,10 +112,10 @@ def test_ingredients_that_move_together_are_one_row_and_whole_recipes_are_none()
     assert "differ in 3 parameters or fewer yet" in table(card(), what=compare.ingredients)
 
 
-def test_flattery_is_validation_less_test_of_the_kept_epoch_and_averaged_at_the_end():
+def test_selection_bias_is_validation_less_test_of_the_kept_epoch_and_averaged_at_the_end():
     # Standard errors by hand: sqrt(72 * 28 / 5000 + 70 * 30 / 10000), sqrt(50 * 50 / 5000 + 50.5 * 49.5 / 10000).
     found = [card(0.70), card(0.505, architecture="vit", val=(0.5, 0.1))]
-    assert rows(table(*found, what=compare.flattery)) == [
+    assert rows(table(*found, what=compare.selection_bias)) == [
         ["cct tuned", WHERE, "72.00", "70.00", "+2.00", "0.78", "+0.00"],
         ["vit tuned", WHERE, "50.00", "50.50", "-0.50", "0.87", "+0.00"],
         ["**mean of all rows**", "", "", "", "+0.75", "", "+0.00"],
@@ -132,6 +132,6 @@ def test_luck_is_the_expected_maximum():
 
 def test_nothing_is_said_where_there_is_no_card(tmp_path):
     settings = compare.by_setting(compare.load(tmp_path))
-    assert {compare.leaderboard(settings), compare.flattery(settings)} == {compare.NONE}
+    assert {compare.leaderboard(settings), compare.selection_bias(settings)} == {compare.NONE}
     assert not compare.curves(settings) and not compare.points(settings, "model", "parameters")
     assert rows(compare.coverage(settings)) == []

@@ -364,7 +364,7 @@ def test_attention_dropout_acts_on_the_weights_of_attention(layer):
     layer.build(x.shape)
     fill(layer, value_bias=1, output_kernel=np.eye(6))
     np.testing.assert_allclose(array(layer(x)), 1, atol=1e-6)
-    sums = array(layer(x, training=True)).reshape(200, 4, 2, 3)  # of what each head takes from four places alike
+    sums = array(layer(x, training=True)).reshape(200, 4, 2, 3)  # of what each head takes from four tokens alike
     assert (sums == sums[..., :1]).all() and (sums[:, :, 0] != sums[:, :, 1]).any() and (sums != sums[:, :1]).any()
     expected = {kept / 4 / (1 - 0.5): math.comb(4, kept) / 2**4 for kept in range(5)}
     assert shares(sums) == pytest.approx(expected, abs=0.04)
@@ -434,7 +434,7 @@ def test_trains_with_finite_gradients_saves_and_loads(name, dtype, tmp_path):
     np.testing.assert_array_equal(array(loaded(x)), array(model(x)))
 
 
-# By hand: for each product of a matrix, its places times its inputs times its outputs.
+# By hand: for each product of a matrix, its tokens times its inputs times its outputs.
 MULTIPLY_ADDS = {
     "ConvStem": (0, 3 * 2 * (2 * 2 * 3) * 6),
     "ConvMixerBlock": (5 * 4 * 3 * 3 * 4, 5 * 4 * 4 * 4),
@@ -529,16 +529,16 @@ def test_fourier_has_keras_values_and_gradient(monkeypatch, shape):
 
 
 @pytest.mark.jax
-@pytest.mark.parametrize("places", [(), (4,), (2, 3)])
+@pytest.mark.parametrize("tokens", [(), (4,), (2, 3)])
 @pytest.mark.parametrize(
     ("kind", "arguments"),
     [(kernels.Dense, {"units": 5}), (kernels.Dense, {"units": 5, "use_bias": False}), (kernels.LayerNormalization, {})],
 )
-def test_dense_and_layer_norm_have_keras_values_and_gradients(monkeypatch, kind, arguments, places):
+def test_dense_and_layer_norm_have_keras_values_and_gradients(monkeypatch, kind, arguments, tokens):
     rng, layer = np.random.default_rng(0), kind(**arguments)
-    layer.build((None, *places, 6))
+    layer.build((None, *tokens, 6))
     weights = [rng.normal(size=w.shape).astype("float32") for w in layer.weights]
-    x = rng.normal(1, 2, (2, *places, 6)).astype("float32")
+    x = rng.normal(1, 2, (2, *tokens, 6)).astype("float32")
 
     def call(x, *weights):
         trainable = layer.trainable_variables
@@ -563,11 +563,11 @@ def test_global_average_pooling_has_keras_values_and_gradients(monkeypatch):
 
 
 @pytest.mark.parametrize("layer", [layers.MLP(8), layers.FNetBlock(8)])
-def test_some_layers_take_any_number_of_places(layer):
+def test_some_layers_take_any_number_of_tokens(layer):
     model = keras.Sequential([keras.Input((None, 4)), layer])
     assert model.output_shape == (None, None, 4)
-    for places in (3, 5):
-        assert model(np.ones((2, places, 4), "float32")).shape == (2, places, 4)
+    for tokens in (3, 5):
+        assert model(np.ones((2, tokens, 4), "float32")).shape == (2, tokens, 4)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="elsewhere it's Keras' own")

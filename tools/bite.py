@@ -296,7 +296,7 @@ BUGS = {
         "ops.sqrt(sum(part**2 for part in ops.fft2((x, ops.zeros_like(x)))))",
         "fnet",
     ),
-    "transform over places only": (
+    "transform over tokens only": (
         "layers/fourier.py",
         'kernels.fourier(ops.cast(x, "float32"))',
         "ops.transpose(ops.fft((t := ops.transpose(x, (0, 2, 1)), ops.zeros_like(t)))[0], (0, 2, 1))",

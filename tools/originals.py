@@ -1,6 +1,6 @@
 """The five Keras examples' models, assembled, fed and fitted as the examples do it: what patchlib is measured against.
 
-Same layers in the same places, from Keras alone: unfused attention and BatchNorm, a mask of random numbers in each
+Same layers in the same order, from Keras alone: unfused attention and BatchNorm, a mask of random numbers in each
 dropout, augmentation inside the model or in tf.data, two crops that change nothing. Weights start, and decay, as in the
 Keras and TensorFlow that each example was written for. Left out: top-5 accuracies and callbacks. Only the text is ours.
 """

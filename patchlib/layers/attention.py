@@ -23,7 +23,7 @@ class SelfAttention(Block):
         dropout: rate on the attention weights.
         qkv_bias: give queries, keys and values a bias; CCT's authors don't. The output always has one.
 
-    Input and output: float (N, places, dim).
+    Input and output: float (N, tokens, dim).
 
     Raises:
         ValueError: a number isn't a positive integer, or ``dropout`` isn't at least 0 and less than 1.
@@ -56,11 +56,11 @@ class SelfAttention(Block):
         self.output_projection.build((*input_shape[:-1], self.heads * self.key_dim))
 
     def _split(self, x):
-        """(N, places, heads * key_dim) to (N, heads, places, key_dim)."""
+        """(N, tokens, heads * key_dim) to (N, heads, tokens, key_dim)."""
         return ops.transpose(ops.reshape(x, (-1, x.shape[1], self.heads, self.key_dim)), (0, 2, 1, 3))
 
     def weights_for(self, x):
-        """The attention weights (N, heads, places, places): how much each place takes from each; rows sum to 1."""
+        """The attention weights (N, heads, tokens, tokens): how much each token takes from each; rows sum to 1."""
         query, key = self._split(self.query(x)), self._split(self.key(x))
         return ops.softmax(query / self.key_dim**0.5 @ ops.transpose(key, (0, 1, 3, 2)))
 
@@ -73,14 +73,14 @@ class SelfAttention(Block):
         return input_shape
 
     def multiply_adds(self, input_shape):
-        _, places, dim = input_shape
+        _, tokens, dim = input_shape
         width = self.heads * self.key_dim
-        return {"space": 2 * places**2 * width + 4 * places * dim * width, "channels": 0}
+        return {"space": 2 * tokens**2 * width + 4 * tokens * dim * width, "channels": 0}
 
 
 @keras.saving.register_keras_serializable("patchlib")
 class TransformerBlock(Block):
-    """Self-attention mixes places, an MLP mixes channels, each after a LayerNorm and inside a residual.
+    """Self-attention mixes tokens, an MLP mixes channels, each after a LayerNorm and inside a residual.
 
     Source: Dosovitskiy et al., "An Image is Worth 16x16 Words" (2021), eqs. 2 and 3.
 
@@ -96,7 +96,7 @@ class TransformerBlock(Block):
             CCT's authors.
         epsilon: of the LayerNorms.
 
-    Input and output: float (N, places, dim).
+    Input and output: float (N, tokens, dim).
 
     Raises:
         ValueError: a number is out of its range, or ``skip`` is another word.
@@ -154,7 +154,7 @@ class TransformerBlock(Block):
         return mixed + (normalized if self.skip == "normalized" else x)
 
     def attention_weights(self, x):
-        """The attention weights (N, heads, places, places) for the block's input."""
+        """The attention weights (N, heads, tokens, tokens) for the block's input."""
         return self.attention.weights_for(self.attention_norm(x))
 
     def compute_output_shape(self, input_shape):
@@ -166,9 +166,9 @@ class TransformerBlock(Block):
 
 @keras.saving.register_keras_serializable("patchlib")
 class SequencePooling(Block):
-    """A weighted mean over places, the weights learned from each place's vector (Hassani et al., 2021, eqs. 4 to 6).
+    """A weighted mean over tokens, the weights learned from each token's vector (Hassani et al., 2021, eqs. 4 to 6).
 
-    Input: float (N, places, dim). Output: (N, dim).
+    Input: float (N, tokens, dim). Output: (N, dim).
     """
 
     mixes_space = ("score",)
@@ -178,7 +178,7 @@ class SequencePooling(Block):
         self.score.build(input_shape)
 
     def weights_for(self, x):
-        """The weight of each place (N, places); they sum to 1."""
+        """The weight of each token (N, tokens); they sum to 1."""
         return ops.softmax(self.score(x)[..., 0])
 
     def call(self, x):
@@ -188,5 +188,5 @@ class SequencePooling(Block):
         return input_shape[0], input_shape[2]
 
     def multiply_adds(self, input_shape):
-        _, places, dim = input_shape
-        return {"space": 2 * places * dim, "channels": 0}
+        _, tokens, dim = input_shape
+        return {"space": 2 * tokens * dim, "channels": 0}

@@ -106,5 +106,5 @@ class ConvMixerBlock(Block):
 
     def multiply_adds(self, input_shape):
         _, height, width, _ = input_shape
-        places = height * width
-        return {"space": places * self.kernel_size**2 * self.dim, "channels": places * self.dim**2}
+        tokens = height * width
+        return {"space": tokens * self.kernel_size**2 * self.dim, "channels": tokens * self.dim**2}

@@ -10,11 +10,11 @@ from patchlib.layers.mlp import MLP
 
 @keras.saving.register_keras_serializable("patchlib")
 class FourierMixing(Block):
-    """The real part of the Fourier transform over places and channels; no weights. Source: the paper's eq. 3.
+    """The real part of the Fourier transform over tokens and channels; no weights. Source: the paper's eq. 3.
 
     Computed in float32 whatever the dtype policy: there are no complex numbers of half the size.
 
-    Input and output: float (N, places, dim).
+    Input and output: float (N, tokens, dim).
     """
 
     def call(self, x):
@@ -39,7 +39,7 @@ class FNetBlock(Block):
         dropout: rate after the MLP's activation.
         epsilon: of the LayerNorms.
 
-    Input and output: float (N, places, dim).
+    Input and output: float (N, tokens, dim).
 
     Raises:
         ValueError: ``hidden_dim`` isn't a positive integer, or ``dropout`` isn't at least 0 and less than 1.

@@ -7,14 +7,14 @@ from patchlib.layers.base import Block, fraction, one_of, positive
 
 @keras.saving.register_keras_serializable("patchlib")
 class SpatialGatingUnit(Block):
-    """Multiply one half of the channels by a linear mixture, over places, of the other half. Source: the paper's eq. 4.
+    """Multiply one half of the channels by a linear mixture, over tokens, of the other half. Source: the paper's eq. 4.
 
     Args:
         gate_stddev: standard deviation of the gate's initial weights. The paper wants them near zero (timm: 1e-6), so
             that the gate, whose bias starts at 1, starts as the identity; 0 is the Keras example's glorot uniform.
         epsilon: of the LayerNorm on the gating half.
 
-    Input: float (N, places, 2 c). Output: (N, places, c).
+    Input: float (N, tokens, 2 c). Output: (N, tokens, c).
 
     Raises:
         ValueError: the number of channels is odd.
@@ -28,17 +28,17 @@ class SpatialGatingUnit(Block):
         self.norm = kernels.LayerNormalization(epsilon=epsilon, name="norm", **part)
 
     def build(self, input_shape):
-        count, places, channels = input_shape
+        count, tokens, channels = input_shape
         if channels % 2:
             raise ValueError(f"The number of channels must be even. Received: input of shape {tuple(input_shape)}")
         initializer = "glorot_uniform"
         if self.gate_stddev:
             initializer = keras.initializers.RandomNormal(stddev=self.gate_stddev)
         self.gate = keras.layers.Dense(
-            places, kernel_initializer=initializer, bias_initializer="ones", name="gate", dtype=self.dtype_policy
+            tokens, kernel_initializer=initializer, bias_initializer="ones", name="gate", dtype=self.dtype_policy
         )
-        self.norm.build((count, places, channels // 2))
-        self.gate.build((count, channels // 2, places))
+        self.norm.build((count, tokens, channels // 2))
+        self.gate.build((count, channels // 2, tokens))
 
     def call(self, x):
         kept, gating = ops.split(x, 2, axis=-1)
@@ -49,8 +49,8 @@ class SpatialGatingUnit(Block):
         return *input_shape[:2], input_shape[2] // 2
 
     def multiply_adds(self, input_shape):
-        _, places, channels = input_shape
-        return {"space": places**2 * channels // 2, "channels": 0}
+        _, tokens, channels = input_shape
+        return {"space": tokens**2 * channels // 2, "channels": 0}
 
 
 @keras.saving.register_keras_serializable("patchlib")
@@ -66,7 +66,7 @@ class GMLPBlock(Block):
         gate_epsilon: of the gate's LayerNorm; timm's is 1e-5.
         epsilon: of the block's LayerNorm.
 
-    Input and output: float (N, places, dim).
+    Input and output: float (N, tokens, dim).
 
     Raises:
         ValueError: ``hidden_dim`` isn't an even positive integer, ``dropout`` isn't at least 0 and less than 1, or
@@ -104,12 +104,12 @@ class GMLPBlock(Block):
         self.spatial = SpatialGatingUnit(gate_stddev, gate_epsilon, name="spatial", **part)
 
     def build(self, input_shape):
-        count, places, dim = input_shape
+        count, tokens, dim = input_shape
         self.norm.build(input_shape)
         self.expand.build(input_shape)
-        self.spatial.build((count, places, self.hidden_dim))
+        self.spatial.build((count, tokens, self.hidden_dim))
         self.project = kernels.Dense(dim, name="project", dtype=self.dtype_policy)
-        self.project.build((count, places, self.hidden_dim // 2))
+        self.project.build((count, tokens, self.hidden_dim // 2))
 
     def call(self, x, training=None):
         normalized = self.norm(x)
@@ -121,6 +121,6 @@ class GMLPBlock(Block):
         return input_shape
 
     def multiply_adds(self, input_shape):
-        _, places, dim = input_shape
-        gate = self.spatial.multiply_adds((None, places, self.hidden_dim))
-        return {"space": gate["space"], "channels": places * dim * self.hidden_dim * 3 // 2}
+        _, tokens, dim = input_shape
+        gate = self.spatial.multiply_adds((None, tokens, self.hidden_dim))
+        return {"space": gate["space"], "channels": tokens * dim * self.hidden_dim * 3 // 2}

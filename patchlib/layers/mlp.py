@@ -59,19 +59,19 @@ class MLP(Block):
 
 @keras.saving.register_keras_serializable("patchlib")
 class MixerBlock(Block):
-    """Mix places with one MLP, then channels with another, each after a LayerNorm and inside a residual.
+    """Mix tokens with one MLP, then channels with another, each after a LayerNorm and inside a residual.
 
     Source: Tolstikhin et al., "MLP-Mixer" (2021), eq. 1.
 
     Args:
-        tokens_dim: width of the MLP over places, the paper's D_S; the paper takes half the channels.
+        tokens_dim: width of the MLP over tokens, the paper's D_S; the paper takes half the channels.
         channels_dim: width of the MLP over channels, the paper's D_C; the paper takes four times the channels.
         activation: name or function of the activation.
         dropout: rate at the end of both MLPs.
         shared_norm: one LayerNorm for both halves, as in the Keras example; the paper has two.
         epsilon: of the LayerNorms.
 
-    Input and output: float (N, places, dim).
+    Input and output: float (N, tokens, dim).
 
     Raises:
         ValueError: a width isn't a positive integer, or ``dropout`` isn't at least 0 and less than 1.
@@ -101,9 +101,9 @@ class MixerBlock(Block):
         self.channels = MLP(channels_dim, name="channels", **mlp)
 
     def build(self, input_shape):
-        count, places, dim = input_shape
+        count, tokens, dim = input_shape
         self.tokens_norm.build(input_shape)
-        self.tokens.build((count, dim, places))
+        self.tokens.build((count, dim, tokens))
         if not self.shared_norm:
             self.channels_norm.build(input_shape)
         self.channels.build(input_shape)
@@ -117,5 +117,5 @@ class MixerBlock(Block):
         return input_shape
 
     def multiply_adds(self, input_shape):
-        _, places, dim = input_shape
-        return {"space": 2 * places * dim * self.tokens_dim, "channels": 2 * places * dim * self.channels_dim}
+        _, tokens, dim = input_shape
+        return {"space": 2 * tokens * dim * self.tokens_dim, "channels": 2 * tokens * dim * self.channels_dim}

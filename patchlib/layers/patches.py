@@ -153,12 +153,12 @@ class ConvTokenizer(Block):
 
 @keras.saving.register_keras_serializable("patchlib")
 class PositionEmbedding(Block):
-    """Add a learned vector to each place of a sequence (Dosovitskiy et al., 2021, eq. 1).
+    """Add a learned vector to each position of a sequence (Dosovitskiy et al., 2021, eq. 1).
 
     Args:
         initializer: of the table; the Keras examples use "glorot_uniform" (FNet) and "uniform" (CCT).
 
-    Input and output: float (N, places, dim). The number of places is fixed when the layer is built.
+    Input and output: float (N, tokens, dim). The number of tokens is fixed when the layer is built.
     """
 
     def __init__(self, initializer="glorot_uniform", **kwargs):
@@ -179,7 +179,7 @@ class PositionEmbedding(Block):
 class ClassToken(Block):
     """Put a learned vector in front of each sequence: ViT's class token (Dosovitskiy et al., 2021, eq. 1).
 
-    Input: float (N, places, dim). Output: (N, 1 + places, dim).
+    Input: float (N, tokens, dim). Output: (N, 1 + tokens, dim).
     """
 
     def build(self, input_shape):
@@ -195,9 +195,9 @@ class ClassToken(Block):
 
 @keras.saving.register_keras_serializable("patchlib")
 class TokenPooling(Block):
-    """Represent a sequence by its first place, the class token's (Dosovitskiy et al., 2021, eq. 4).
+    """Represent a sequence by its first token, the class token (Dosovitskiy et al., 2021, eq. 4).
 
-    Input: float (N, places, dim). Output: (N, dim).
+    Input: float (N, tokens, dim). Output: (N, dim).
     """
 
     def call(self, x):
