@@ -80,6 +80,13 @@ def test_the_command_needs_neither_keras_nor_papermill_to_say_what_is_finished()
     assert printed.stdout == "set()\n"
 
 
+def test_help_is_there_at_once():
+    program = "import sys, patchlib.__main__ as m; m.main(['--help'])"
+    watch = f"import atexit, sys; atexit.register(lambda: print('keras' in sys.modules)); {program}"
+    printed = subprocess.run([sys.executable, "-c", watch], capture_output=True, text=True, env=os.environ).stdout
+    assert printed.startswith("usage: patchlib") and printed.endswith("False\n")
+
+
 def test_no_scheduler_is_said_in_a_sentence(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("distributed.Client", lambda *a, **k: (_ for _ in ()).throw(OSError("refused")))

@@ -38,6 +38,10 @@ def test_no_module_is_missing_from_the_order():
     assert modules == {*ORDER, "__init__"}
 
 
+def test_each_module_has_its_tests():
+    assert {f"test_{name}" for name in ORDER if name != "__main__"} <= {path.stem for path in ROOT.glob("tests/*.py")}
+
+
 def test_conda_users_get_the_same_versions():
     import yaml
 

@@ -1,0 +1,10 @@
+from patchlib import markdown
+
+
+def test_numbers_go_to_the_right_and_words_to_the_left():
+    assert markdown.table(["name", "count"], [["a", 1], ["b", "1,000"]]) == (
+        "| name | count |\n|---|--:|\n| a | 1 |\n| b | 1,000 |"
+    )
+    assert markdown.table(["", "mixed"], [["x", "3"], ["", "not reached"]]).splitlines() == [
+        *("|  | mixed |", "|---|---|", "| x | 3 |", "|  | not reached |")
+    ]
