@@ -7,7 +7,7 @@ injects a mistyped name without a word, and YAML reads ``1e-3`` as text: the cla
 import difflib
 import inspect
 from types import ModuleType
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import pydantic
 from pydantic import Field
@@ -17,6 +17,10 @@ SIZES = {"digits": 32, "cifar10": 32, "cifar100": 32}
 
 # What IPython itself puts into a fresh notebook's namespace.
 _IPYTHON_NAMES = {"In", "Out", "exit", "quit", "open", "get_ipython"}
+
+
+Size = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ParameterError(ValueError):
@@ -186,11 +190,11 @@ class Compare(_Checked):
 class ConvMixer(RunParameters):
     """Parameters of ``notebooks/convmixer.ipynb``; the model's are those of ``patchlib.models.convmixer``."""
 
-    dim: int = Field(256, ge=1)
-    depth: int = Field(8, ge=1)
-    kernel_size: int = Field(5, ge=1)
-    patch_size: int = Field(2, ge=1)
-    batchnorm_momentum: float = Field(0.99, ge=0, lt=1)
+    dim: Size = 256
+    depth: Size = 8
+    kernel_size: Size = 5
+    patch_size: Size = 2
+    batchnorm_momentum: Rate = 0.99
     batchnorm_epsilon: float = Field(1e-3, gt=0)
 
 
@@ -200,18 +204,18 @@ class CCT(RunParameters):
     standardize: bool = Field(
         False, description="pixels enter less their mean, over their standard deviation; else over 255"
     )
-    dim: int = Field(128, ge=1)
-    depth: int = Field(2, ge=1)
-    heads: int = Field(2, ge=1)
-    key_dim: int = Field(128, ge=1)
-    mlp_dim: int = Field(128, ge=1)
-    conv_layers: int = Field(2, ge=1)
-    conv_dim: int = Field(64, ge=1)
-    kernel_size: int = Field(3, ge=1)
+    dim: Size = 128
+    depth: Size = 2
+    heads: Size = 2
+    key_dim: Size = 128
+    mlp_dim: Size = 128
+    conv_layers: Size = 2
+    conv_dim: Size = 64
+    kernel_size: Size = 3
     padding: Literal["after_activation", "same", "symmetric"] = "after_activation"
-    dropout: float = Field(0.1, ge=0, lt=1)
-    attention_dropout: float = Field(0.1, ge=0, lt=1)
-    stochastic_depth: float = Field(0.1, ge=0, lt=1)
+    dropout: Rate = 0.1
+    attention_dropout: Rate = 0.1
+    stochastic_depth: Rate = 0.1
     qkv_bias: bool = True
     activate_output: bool = True
     skip: Literal["input", "normalized"] = "input"
@@ -221,18 +225,18 @@ class _Patches(RunParameters):
     """What the models that cut a resized image into patches have in common."""
 
     resize: int = Field(64, ge=0)
-    patch_size: int = Field(8, ge=1)
-    dim: int = Field(256, ge=1)
-    depth: int = Field(4, ge=1)
-    dropout: float = Field(0.2, ge=0, lt=1)
-    head_dropout: float = Field(0.2, ge=0, lt=1)
+    patch_size: Size = 8
+    dim: Size = 256
+    depth: Size = 4
+    dropout: Rate = 0.2
+    head_dropout: Rate = 0.2
 
 
 class MLPMixer(_Patches):
     """Parameters of ``notebooks/mlp_mixer.ipynb``; the model's are those of ``patchlib.models.mlp_mixer``."""
 
-    tokens_dim: int = Field(64, ge=1)
-    channels_dim: int = Field(64, ge=1)
+    tokens_dim: Size = 64
+    channels_dim: Size = 64
     shared_norm: bool = True
     final_norm: bool = False
 
@@ -240,7 +244,7 @@ class MLPMixer(_Patches):
 class FNet(_Patches):
     """Parameters of ``notebooks/fnet.ipynb``; the model's are those of ``patchlib.models.fnet``."""
 
-    hidden_dim: int = Field(256, ge=1)
+    hidden_dim: Size = 256
 
 
 class GMLP(_Patches):
@@ -255,15 +259,15 @@ class GMLP(_Patches):
 class ViT(RunParameters):
     """Parameters of ``notebooks/vit.ipynb``; the model's are those of ``patchlib.models.vit``."""
 
-    patch_size: int = Field(4, ge=1)
-    dim: int = Field(128, ge=1)
-    depth: int = Field(4, ge=1)
-    heads: int = Field(4, ge=1)
-    mlp_dim: int = Field(256, ge=1)
+    patch_size: Size = 4
+    dim: Size = 128
+    depth: Size = 4
+    heads: Size = 4
+    mlp_dim: Size = 256
     pool: Literal["token", "mean"] = "token"
-    dropout: float = Field(0.1, ge=0, lt=1)
-    attention_dropout: float = Field(0.0, ge=0, lt=1)
-    stochastic_depth: float = Field(0.0, ge=0, lt=1)
+    dropout: Rate = 0.1
+    attention_dropout: Rate = 0.0
+    stochastic_depth: Rate = 0.0
 
     @pydantic.model_validator(mode="after")
     def _heads_divide(self) -> Self:

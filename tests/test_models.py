@@ -13,8 +13,8 @@ from PIL import Image
 from patchlib import models, reference
 from patchlib.layers import kernels
 from patchlib.layers.base import Block
+from patchlib.optimizers import compile_model
 from patchlib.parameters import Recipe
-from patchlib.training import compile_model
 
 
 @pytest.mark.parametrize(

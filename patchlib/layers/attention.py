@@ -33,10 +33,7 @@ class SelfAttention(Block):
         super().__init__(**kwargs)
         positive(heads=heads, key_dim=key_dim)
         fraction(dropout=dropout)
-        self.heads = heads
-        self.key_dim = key_dim
-        self.dropout = dropout
-        self.qkv_bias = qkv_bias
+        self.heads, self.key_dim, self.dropout, self.qkv_bias = heads, key_dim, dropout, qkv_bias
 
     def build(self, input_shape):
         part, dim = {"dtype": self.dtype_policy}, input_shape[-1]
@@ -68,9 +65,6 @@ class SelfAttention(Block):
         weights = self.drop(self.weights_for(x), training=training)
         mixed = ops.transpose(weights @ self._split(self.value(x)), (0, 2, 1, 3))
         return self.output_projection(ops.reshape(mixed, (-1, x.shape[1], self.heads * self.key_dim)))
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
 
     def multiply_adds(self, input_shape):
         _, tokens, dim = input_shape
@@ -123,17 +117,11 @@ class TransformerBlock(Block):
         positive(mlp_dim=mlp_dim)
         fraction(dropout=dropout, attention_dropout=attention_dropout, stochastic_depth=stochastic_depth)
         one_of(("input", "normalized"), skip=skip)
-        self.heads = heads
-        self.key_dim = key_dim
-        self.mlp_dim = mlp_dim
+        self.heads, self.key_dim, self.qkv_bias, self.mlp_dim = heads, key_dim, qkv_bias, mlp_dim
         self.activation = kernels.activation(activation)
-        self.dropout = dropout
-        self.attention_dropout = attention_dropout
-        self.stochastic_depth = stochastic_depth
-        self.qkv_bias = qkv_bias
-        self.activate_output = activate_output
-        self.skip = skip
-        self.epsilon = epsilon
+        self.dropout, self.attention_dropout = dropout, attention_dropout
+        self.stochastic_depth, self.activate_output = stochastic_depth, activate_output
+        self.skip, self.epsilon = skip, epsilon
         part = {"dtype": self.dtype_policy}
         self.attention_norm = kernels.LayerNormalization(epsilon=epsilon, name="attention_norm", **part)
         self.attention = SelfAttention(heads, key_dim, attention_dropout, qkv_bias, name="attention", **part)
@@ -156,9 +144,6 @@ class TransformerBlock(Block):
     def attention_weights(self, x):
         """The attention weights (N, heads, tokens, tokens) for the block's input."""
         return self.attention.weights_for(self.attention_norm(x))
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
 
     def multiply_adds(self, input_shape):
         return self.mlp.multiply_adds(input_shape) | {"space": self.attention.multiply_adds(input_shape)["space"]}

@@ -9,12 +9,15 @@ from patchlib.layers import kernels
 class Block(keras.layers.Layer):
     """A layer that keeps each constructor argument as an attribute of the same name, and so knows its configuration."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs):  # for layers without arguments of their own
         super().__init__(**kwargs)
 
     def get_config(self):
         arguments = set(inspect.signature(type(self).__init__).parameters) - {"self", "kwargs"}
         return super().get_config() | {name: _plain(getattr(self, name)) for name in sorted(arguments)}
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
 
     def multiply_adds(self, input_shape):
         """Multiply-adds for one image, of what mixes space and of the rest; none unless a layer says so."""

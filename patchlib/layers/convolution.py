@@ -27,11 +27,8 @@ class ConvStem(Block):
     def __init__(self, dim, patch_size, activation="gelu", momentum=0.99, epsilon=1e-3, **kwargs):
         super().__init__(**kwargs)
         positive(dim=dim, patch_size=patch_size)
-        self.dim = dim
-        self.patch_size = patch_size
+        self.dim, self.patch_size, self.momentum, self.epsilon = dim, patch_size, momentum, epsilon
         self.activation = kernels.activation(activation)
-        self.momentum = momentum
-        self.epsilon = epsilon
         part = {"dtype": self.dtype_policy}
         self.embed = keras.layers.Conv2D(dim, patch_size, strides=patch_size, name="embed", **part)
         self.norm = kernels.BatchNormalization(momentum=momentum, epsilon=epsilon, name="norm", **part)
@@ -77,11 +74,9 @@ class ConvMixerBlock(Block):
     def __init__(self, dim, kernel_size, activation="gelu", momentum=0.99, epsilon=1e-3, **kwargs):
         super().__init__(**kwargs)
         positive(dim=dim, kernel_size=kernel_size)
-        self.dim = dim
-        self.kernel_size = kernel_size
+        self.dim, self.kernel_size = dim, kernel_size
         self.activation = kernels.activation(activation)
-        self.momentum = momentum
-        self.epsilon = epsilon
+        self.momentum, self.epsilon = momentum, epsilon
         part = {"dtype": self.dtype_policy}
         norm = {"momentum": momentum, "epsilon": epsilon, **part}
         self.depthwise = kernels.DepthwiseConv2D(kernel_size, padding="same", name="depthwise", **part)
@@ -100,9 +95,6 @@ class ConvMixerBlock(Block):
     def call(self, x, training=None):
         x = x + self.depthwise_norm(self.activation(self.depthwise(x)), training=training)
         return self.pointwise_norm(self.activation(self.pointwise(x)), training=training)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
 
     def multiply_adds(self, input_shape):
         _, height, width, _ = input_shape

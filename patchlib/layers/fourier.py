@@ -20,9 +20,6 @@ class FourierMixing(Block):
     def call(self, x):
         return ops.cast(kernels.fourier(ops.cast(x, "float32")), self.compute_dtype)
 
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
     def multiply_adds(self, input_shape):
         """Of a fast Fourier transform of n complex numbers, by the usual count of 5 n log2(n) operations."""
         numbers = input_shape[1] * input_shape[2]
@@ -51,8 +48,7 @@ class FNetBlock(Block):
         super().__init__(**kwargs)
         self.hidden_dim = hidden_dim
         self.activation = kernels.activation(activation)
-        self.dropout = dropout
-        self.epsilon = epsilon
+        self.dropout, self.epsilon = dropout, epsilon
         part = {"dtype": self.dtype_policy}
         self.fourier = FourierMixing(name="fourier", **part)
         self.fourier_norm = kernels.LayerNormalization(epsilon=epsilon, name="fourier_norm", **part)
@@ -66,9 +62,6 @@ class FNetBlock(Block):
     def call(self, x, training=None):
         x = self.fourier_norm(x + self.fourier(x))
         return self.mlp_norm(x + self.mlp(x, training=training))
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
 
     def multiply_adds(self, input_shape):
         return self.mlp.multiply_adds(input_shape) | {"space": self.fourier.multiply_adds(input_shape)["space"]}

@@ -22,8 +22,7 @@ class SpatialGatingUnit(Block):
 
     def __init__(self, gate_stddev=0.0, epsilon=1e-6, **kwargs):
         super().__init__(**kwargs)
-        self.gate_stddev = gate_stddev
-        self.epsilon = epsilon
+        self.gate_stddev, self.epsilon = gate_stddev, epsilon
         part = {"dtype": self.dtype_policy}
         self.norm = kernels.LayerNormalization(epsilon=epsilon, name="norm", **part)
 
@@ -92,11 +91,8 @@ class GMLPBlock(Block):
         one_of(("input", "normalized"), skip=skip)
         self.hidden_dim = hidden_dim
         self.activation = kernels.activation(activation)
-        self.dropout = dropout
-        self.skip = skip
-        self.gate_stddev = gate_stddev
-        self.gate_epsilon = gate_epsilon
-        self.epsilon = epsilon
+        self.dropout, self.skip, self.gate_stddev = dropout, skip, gate_stddev
+        self.gate_epsilon, self.epsilon = gate_epsilon, epsilon
         part = {"dtype": self.dtype_policy}
         self.norm = kernels.LayerNormalization(epsilon=epsilon, name="norm", **part)
         self.expand = kernels.Dense(hidden_dim, name="expand", **part)
@@ -116,9 +112,6 @@ class GMLPBlock(Block):
         hidden = self.drop(self.activation(self.expand(normalized)), training=training)
         mixed = self.project(self.spatial(hidden))
         return mixed + (normalized if self.skip == "normalized" else x)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
 
     def multiply_adds(self, input_shape):
         _, tokens, dim = input_shape

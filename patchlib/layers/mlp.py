@@ -30,9 +30,7 @@ class MLP(Block):
         fraction(dropout=dropout, output_dropout=output_dropout)
         self.hidden_dim = hidden_dim
         self.activation = kernels.activation(activation)
-        self.dropout = dropout
-        self.output_dropout = output_dropout
-        self.activate_output = activate_output
+        self.dropout, self.output_dropout, self.activate_output = dropout, output_dropout, activate_output
 
     def build(self, input_shape):
         part = {"dtype": self.dtype_policy}
@@ -49,9 +47,6 @@ class MLP(Block):
         if self.activate_output:
             x = self.activation(x)
         return self.output_drop(x, training=training)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
 
     def multiply_adds(self, input_shape):
         return {"space": 0, "channels": 2 * math.prod(input_shape[1:]) * self.hidden_dim}
@@ -85,12 +80,9 @@ class MixerBlock(Block):
         super().__init__(**kwargs)
         positive(tokens_dim=tokens_dim, channels_dim=channels_dim)
         fraction(dropout=dropout)
-        self.tokens_dim = tokens_dim
-        self.channels_dim = channels_dim
+        self.tokens_dim, self.channels_dim = tokens_dim, channels_dim
         self.activation = kernels.activation(activation)
-        self.dropout = dropout
-        self.shared_norm = shared_norm
-        self.epsilon = epsilon
+        self.dropout, self.shared_norm, self.epsilon = dropout, shared_norm, epsilon
         part = {"dtype": self.dtype_policy}
         mlp = {"activation": self.activation, "output_dropout": dropout, **part}
         self.tokens_norm = kernels.LayerNormalization(epsilon=epsilon, name="tokens_norm", **part)
@@ -112,9 +104,6 @@ class MixerBlock(Block):
         columns = ops.transpose(self.tokens_norm(x), (0, 2, 1))
         x = x + ops.transpose(self.tokens(columns, training=training), (0, 2, 1))
         return x + self.channels(self.channels_norm(x), training=training)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
 
     def multiply_adds(self, input_shape):
         _, tokens, dim = input_shape

@@ -28,8 +28,7 @@ class PatchEmbedding(Block):
     def __init__(self, dim, patch_size, **kwargs):
         super().__init__(**kwargs)
         positive(dim=dim, patch_size=patch_size)
-        self.dim = dim
-        self.patch_size = patch_size
+        self.dim, self.patch_size = dim, patch_size
         start = keras.initializers.GlorotUniform(input_axes=(0, 1, 2), output_axes=(3,))
         self.embed = keras.layers.Conv2D(
             dim, patch_size, strides=patch_size, kernel_initializer=start, name="embed", dtype=self.dtype_policy
@@ -84,11 +83,8 @@ class ConvTokenizer(Block):
         positive(kernel_size=kernel_size, stride=stride, pool_size=pool_size, pool_stride=pool_stride)
         one_of(("after_activation", "same", "symmetric"), padding=padding)
         self.channels = tuple(channels)
-        self.kernel_size = kernel_size
-        self.stride = stride
-        self.pool_size = pool_size
-        self.pool_stride = pool_stride
-        self.padding = padding
+        self.kernel_size, self.stride, self.pool_size = kernel_size, stride, pool_size
+        self.pool_stride, self.padding = pool_stride, padding
         part = {"dtype": self.dtype_policy}
         self.stages = []
         for i, c in enumerate(channels):
@@ -170,9 +166,6 @@ class PositionEmbedding(Block):
 
     def call(self, x):
         return x + ops.cast(self.table, x.dtype)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
 
 
 @keras.saving.register_keras_serializable("patchlib")

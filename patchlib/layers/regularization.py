@@ -31,6 +31,3 @@ class StochasticDepth(Block):
         shape = (ops.shape(x)[0],) + (1,) * (len(x.shape) - 1)
         kept = keras.random.uniform(shape, seed=self.seed_generator) >= self.rate
         return x * ops.cast(kept, x.dtype) / (1 - self.rate)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
