@@ -15,6 +15,7 @@ def computes_on_cpu() -> bool:
 gelu = common.gelu
 
 
+# For XLA's grouped convolution and its gradients, which take ten times as long. A few images at a time stay in cache.
 @jax.custom_vjp
 def depthwise_conv(x, kernel):
     size = kernel.shape[0]

@@ -1,4 +1,7 @@
-"""TensorFlow's forms on a CPU. A compiled function is one pass over memory instead of many."""
+"""TensorFlow's forms on a CPU. A compiled function is one pass over memory instead of many.
+
+Times are of the value and the gradient, at a tuned tier's size on two cores.
+"""
 
 import functools
 import math
@@ -15,6 +18,7 @@ def computes_on_cpu() -> bool:
     return not tf.config.list_physical_devices("GPU")
 
 
+# For Keras' chain of operations, in which the gradient takes the error function anew: less than half the time.
 _gelu = _compiled(common.gelu)
 
 
@@ -33,6 +37,7 @@ def _gelu_gradient(x, y, dy):
     return dy * (share + x * density)
 
 
+# For a sum as the bias' gradient: that alone takes half the time, of the whole a tenth less.
 def add_bias(x, bias):
     return _add_bias(x, tf.convert_to_tensor(bias))
 
@@ -48,6 +53,7 @@ def _column_sums(x):
     return tf.linalg.matvec(flat, tf.ones_like(flat[:, 0]), transpose_a=True)
 
 
+# For Keras' ten passes over memory: less than half the time.
 def batch_norm(x, gamma, beta, epsilon):
     y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, is_training=True
@@ -56,6 +62,7 @@ def batch_norm(x, gamma, beta, epsilon):
     return y, mean, variance * (count - 1) / count  # which TensorFlow divides by n - 1, Keras by n
 
 
+# For Keras' chain of operations, whose gradient is a dozen passes: four fifths of the time.
 def layer_norm(x, gamma, beta, epsilon):
     return _layer_norm(x, *map(tf.convert_to_tensor, (gamma, beta)), epsilon)
 
@@ -86,10 +93,12 @@ def _norm_gradient(x, gamma, mean, scale, dy):
     return scale * (dnormal - tf.reduce_mean(dnormal, -1, keepdims=True) - normal * along), dy * normal
 
 
+# For Keras' mean, whose gradient divides every position's share anew: nine tenths of the time.
 def global_average(x):
     return tf.reduce_sum(x, axis=(1, 2)) / (x.shape[1] * x.shape[2])
 
 
+# For a complex transform of numbers without an imaginary part: little more than half the time.
 @tf.custom_gradient
 def fourier(x):
     tokens, dim = x.shape[1:]
@@ -98,6 +107,7 @@ def fourier(x):
     return tf.concat([half, mirrored], 2), fourier  # a symmetric matrix is its own gradient
 
 
+# For oneDNN's gradients, the slowest operation of a ConvMixer: half the time.
 @tf.custom_gradient
 def depthwise_conv(x, kernel):
     size, unit = kernel.shape[0], [1, 1, 1, 1]
