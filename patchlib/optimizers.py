@@ -21,7 +21,7 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
         up = done / 0.4
         down = 1 - 0.95 * (done - 0.4) / 0.4
         out = 0.05 * (1 - done) / 0.2
-        return self.peak * keras.ops.clip(keras.ops.minimum(up, keras.ops.maximum(down, out)), 0.0, 1.0)
+        return self.peak * keras.ops.minimum(up, keras.ops.maximum(down, keras.ops.maximum(out, 0.0)))
 
     def get_config(self):
         return {"peak": self.peak, "steps": self.steps}

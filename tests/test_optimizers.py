@@ -89,6 +89,12 @@ def test_the_rates_told_are_the_optimisers(schedule):
         assert rate == pytest.approx(float(model.optimizer.learning_rate))
 
 
+def test_without_an_average_none_is_kept():
+    model = small_model()
+    optimizers.compile_model(model, RECIPE, 1)
+    assert not model.optimizer.use_ema
+
+
 def idle_model():
     """Logits that no weight can change, so that a step only decays."""
     x = images = keras.Input((6, 6, 3))

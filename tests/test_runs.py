@@ -67,10 +67,10 @@ def test_a_run_leaves_a_card_and_a_model_in_its_folder_and_nothing_else(tmp_path
 def test_every_number_of_a_card_is_what_it_says(tmp_path, capsys):
     """Recomputed from the saved model's predictions, the data and the model, and from nothing of the package's own."""
     rng = np.random.default_rng(0)
-    splits = [Split(rng.integers(0, 256, (n, 6, 6, 3), dtype="uint8"), rng.integers(0, 7, n)) for n in (50, 31, 33)]
-    data = Data("noise", *splits, tuple("abcdefg"), "noise")
+    splits = [Split(rng.integers(0, 256, (n, 6, 6, 3), dtype="uint8"), rng.integers(0, 6, n)) for n in (50, 31, 33)]
+    data = Data("noise", *splits, tuple("abcdef"), "noise")
     keras.utils.set_random_seed(3)
-    model = models.convmixer((6, 6, 3), 7, dim=8, depth=1, kernel_size=3, batchnorm_momentum=0.5)
+    model = models.convmixer((6, 6, 3), 6, dim=8, depth=1, kernel_size=3, batchnorm_momentum=0.5)
     recipe = Recipe(epochs=5, batch_size=12, learning_rate=0.1, weight_decay=0.3, seed=4)
     before = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
     card = runs.train(model, data, recipe, tmp_path)
@@ -142,10 +142,12 @@ def test_a_finished_run_is_not_overwritten(tmp_path):
 
 
 def test_folders_by_default_are_new(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATCHLIB_RUNS", str(tmp_path))
+    monkeypatch.setenv("PATCHLIB_RUNS", str(tmp_path / "not" / "there"))
     p = ConvMixer(dataset="/somewhere/photos", seed=3)
     made, name = [runs.new_folder(p, "convmixer").name for _ in range(3)], cards.folder_name("convmixer", p)
     assert made == [name, f"{name}-2", f"{name}-3"]
+    own = tmp_path / "nor" / "this"
+    assert runs.new_folder(ConvMixer(run_dir=str(own)), "convmixer") == own and own.is_dir()
 
 
 def test_the_cards_command_gives_the_same_parameters(tmp_path):
