@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from test_training import changed, small_model, tiny
+from test_training import RECIPE, changed, small_model, tiny
 
 from patchlib import models, optimizers, training
 from patchlib.parameters import Recipe
