@@ -47,7 +47,7 @@ def by_setting(found: list[dict]) -> Settings:
 def coverage(settings: Settings) -> str:
     """A Markdown table of which runs there are: seeds of the tiers baseline / tuned of each architecture."""
     present = {group[0]["architecture"] for groups in settings.values() for group in groups.values()}
-    columns = [*ARCHITECTURES, *sorted(present - set(ARCHITECTURES))]
+    columns = [name for name in ARCHITECTURES if name in present] + sorted(present - set(ARCHITECTURES))
     rows = []
     for where, groups in settings.items():
         seeds = {name: _seeds(group) for name, group in groups.items()}

@@ -4,16 +4,7 @@ import numpy as np
 
 from patchlib import markdown, models
 from patchlib.backend import keras
-
-# Who mixes space and who mixes channels, in words.
-_MIXERS = {
-    models.convmixer: ("depthwise convolution", "pointwise convolution"),
-    models.cct: ("attention, convolutions in the tokenizer", "MLP"),
-    models.mlp_mixer: ("MLP over positions, the same for every image", "MLP"),
-    models.fnet: ("Fourier transform, no weights", "the same transform, MLP"),
-    models.gmlp: ("one matrix over positions, as a gate", "linear layers around the gate"),
-    models.vit: ("attention", "MLP"),
-}
+from patchlib.parameters import ARCHITECTURES
 
 
 def of(model: keras.Model) -> dict[str, dict[str, int]]:
@@ -37,15 +28,20 @@ def of(model: keras.Model) -> dict[str, dict[str, int]]:
     return {"parameters": parameters, "multiply_adds": multiply_adds}
 
 
-def table(highlight: str = "") -> str:
-    """All six at their defaults as a Markdown table: who mixes space, who mixes channels, and at what cost."""
-    rows = []
-    for build, mixers in _MIXERS.items():
-        counted, mark = of(build()), "**" if build.__name__ == highlight else ""
+def table(highlight: str) -> str:
+    """All architectures at their defaults as a Markdown table: who mixes space, who mixes channels, and at what cost.
+
+    Raises:
+        KeyError: there's no architecture of the name to highlight.
+    """
+    rows = {}
+    for name, schema in ARCHITECTURES.items():
+        counted = of(getattr(models, name)())
         numbers = [f"{counted[what][mixes]:,}" for what in counted for mixes in ("space", "channels")]
-        rows.append([f"{mark}{build.__name__}{mark}", *mixers, *numbers])
+        rows[name] = [name, *schema.mixers, *numbers]
+    rows[highlight][0] = f"**{highlight}**"
     numbers = ["parameters: space", "channels", "multiply-adds: space", "channels"]
-    return markdown.table(["", "mixes space", "mixes channels", *numbers], rows)
+    return markdown.table(["", "mixes space", "mixes channels", *numbers], list(rows.values()))
 
 
 def audit(build, steps: dict[str, dict]) -> str:

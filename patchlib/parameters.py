@@ -7,7 +7,7 @@ injects a mistyped name without a word, and YAML reads ``1e-3`` as text: the cla
 import difflib
 import inspect
 from types import ModuleType
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import pydantic
 from pydantic import Field
@@ -128,7 +128,9 @@ class Recipe(_Checked):
     erasing: float = Field(0.0, ge=0, le=1, description="probability that a rectangle of a training image is erased")
     mixup: float = Field(0.0, ge=0, description="alpha of MixUp's shares; 0 turns it off")
     cutmix: float = Field(0.0, ge=0, description="alpha of CutMix's shares; 0 turns it off")
-    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = Field(
+        "float32", description="auto: mixed_bfloat16 where the machine is faster with it, float32 elsewhere"
+    )
     select_by: Literal["val_accuracy", "val_loss"] = Field("val_accuracy", description="which epoch's weights are kept")
     patience: int = Field(0, ge=0, description="stop after so many epochs without a better val_loss; 0: never")
     seed: int = Field(0, ge=0, lt=2**32)
@@ -157,7 +159,7 @@ class Recipe(_Checked):
 
 
 class RunParameters(Recipe):
-    """A recipe, and what it's trained on."""
+    """A recipe, and what it's trained on. An architecture's own also says in words who mixes space, who channels."""
 
     tier: str = Field("smoke", min_length=1, description="name of the tier, for the run card")
     dataset: str = Field("digits", min_length=1, description="digits, cifar10, cifar100, an .npz file or a folder")
@@ -190,6 +192,7 @@ class Compare(_Checked):
 class ConvMixer(RunParameters):
     """Parameters of ``notebooks/convmixer.ipynb``; the model's are those of ``patchlib.models.convmixer``."""
 
+    mixers: ClassVar = ("depthwise convolution", "pointwise convolution")
     dim: Size = 256
     depth: Size = 8
     kernel_size: Size = 5
@@ -201,6 +204,7 @@ class ConvMixer(RunParameters):
 class CCT(RunParameters):
     """Parameters of ``notebooks/cct.ipynb``; the model's are those of ``patchlib.models.cct``."""
 
+    mixers: ClassVar = ("attention, convolutions in the tokenizer", "MLP")
     standardize: bool = Field(
         False, description="pixels enter less their mean, over their standard deviation; else over 255"
     )
@@ -235,6 +239,7 @@ class _Patches(RunParameters):
 class MLPMixer(_Patches):
     """Parameters of ``notebooks/mlp_mixer.ipynb``; the model's are those of ``patchlib.models.mlp_mixer``."""
 
+    mixers: ClassVar = ("MLP over positions, the same for every image", "MLP")
     tokens_dim: Size = 64
     channels_dim: Size = 64
     shared_norm: bool = True
@@ -244,12 +249,14 @@ class MLPMixer(_Patches):
 class FNet(_Patches):
     """Parameters of ``notebooks/fnet.ipynb``; the model's are those of ``patchlib.models.fnet``."""
 
+    mixers: ClassVar = ("Fourier transform, no weights", "the same transform, MLP")
     hidden_dim: Size = 256
 
 
 class GMLP(_Patches):
     """Parameters of ``notebooks/gmlp.ipynb``; the model's are those of ``patchlib.models.gmlp``."""
 
+    mixers: ClassVar = ("one matrix over positions, as a gate", "linear layers around the gate")
     hidden_dim: int = Field(512, ge=2, multiple_of=2)
     skip: Literal["input", "normalized"] = "normalized"
     gate_stddev: float = Field(0.0, ge=0, description="of the gate's initial weights; 0: glorot uniform")
@@ -259,6 +266,7 @@ class GMLP(_Patches):
 class ViT(RunParameters):
     """Parameters of ``notebooks/vit.ipynb``; the model's are those of ``patchlib.models.vit``."""
 
+    mixers: ClassVar = ("attention", "MLP")
     patch_size: Size = 4
     dim: Size = 128
     depth: Size = 4

@@ -49,6 +49,16 @@ def new_folder(parameters: RunParameters, architecture: str) -> Path:
             number += 1
 
 
+def precision(parameters: RunParameters, folder: Path) -> str:
+    """The dtype policy of a run's model: ``parameters.precision``, or for "auto" what this machine computes fastest.
+
+    A run that goes on in ``folder`` keeps the policy that it was started with, wherever that was.
+    """
+    if parameters.precision != "auto":
+        return parameters.precision
+    return cards.progress(folder).get("run", {}).get("dtype_policy") or machine.precision()
+
+
 def train(model: keras.Model, data: Data, recipe: Recipe, run_dir: str | os.PathLike) -> dict:
     """Train a model, keep its best weights by validation, evaluate them once on the test images, write the run card.
 
@@ -92,6 +102,7 @@ def _train(model, data, recipe, folder):
         "architecture": model.name,
         "parameters": _without_folder(recipe),
         "fingerprint": data.fingerprint,
+        "dtype_policy": _policy(model),
         "model": _model_fingerprint(model),
     }
     progress, started = _resume(folder, identity)
@@ -128,6 +139,7 @@ def _card(model, data, recipe, identity, progress, started):
         "tier": getattr(recipe, "tier", None),
         "parameters": identity["parameters"],
         "effective_weight_decay": recipe.learning_rate * recipe.weight_decay,
+        "dtype_policy": identity["dtype_policy"],
         "updates": optimizers.updates(model),
         "steps_per_epoch": training.count_steps(data.train, recipe),
         "seed": recipe.seed,
@@ -158,6 +170,11 @@ def _command(identity):
     notebook = f"notebooks/{identity['architecture']}.ipynb"
     given = [word for name, value in identity["parameters"].items() for word in ("-p", name, str(value))]
     return shlex.join(["papermill", notebook, "out.ipynb", "--cwd", "notebooks", *given])
+
+
+def _policy(model):
+    """The dtype policy of all layers but the head, whose logits are float32."""
+    return model.layers[1].dtype_policy.name
 
 
 def _model_fingerprint(model):

@@ -458,6 +458,11 @@ MULTIPLY_ADDS = {
 }
 
 
+def test_the_multiply_adds_of_every_layer_are_counted_by_hand():
+    kinds = {name for name in layers.__all__ if inspect.isclass(getattr(layers, name))}
+    assert {name.partition(",")[0].partition(" ")[0] for name in MULTIPLY_ADDS} == kinds
+
+
 @pytest.mark.parametrize("name", MULTIPLY_ADDS)
 def test_counts_its_multiply_adds(name):
     space, channels = MULTIPLY_ADDS[name]

@@ -5,6 +5,7 @@ import platform
 
 import keras
 import numpy as np
+import pytest
 
 import patchlib
 from patchlib import machine
@@ -21,6 +22,42 @@ def test_where_the_system_does_not_say_python_does(monkeypatch, tmp_path):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     found = machine.hardware()
     assert found["processor"] == (platform.processor() or platform.machine()) and found["cores"] == os.cpu_count()
+
+
+GPU = {"name": "one", "capability": (8, 0)}
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "flags", "policy"),
+    [
+        ([], "fma avx512_bf16", "mixed_bfloat16"),
+        ([], "amx_bf16 amx_tile", "mixed_bfloat16"),
+        ([], "fma avx512f", "float32"),
+        ([], "", "float32"),  # as on Windows and macOS
+        ([GPU, GPU], "", "mixed_bfloat16"),
+        ([{"name": "old", "capability": (7, 5)}], "avx512_bf16", "float32"),
+        ([GPU, {"name": "old", "capability": (7, 5)}], "", "float32"),
+        ([{"name": "another maker's", "capability": None}], "", "float32"),
+        ([{"name": "TPU v4", "capability": None}], "", "mixed_bfloat16"),
+    ],
+)
+def test_bfloat16_is_for_machines_that_are_faster_with_it(monkeypatch, accelerators, flags, policy):
+    monkeypatch.setattr(machine, "_accelerators", lambda: accelerators)
+    monkeypatch.setattr(machine, "_cpuinfo", {"flags": flags}.get)
+    assert machine.precision() == policy
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")  # whose matrix products aren't, on a processor
+    assert machine.precision() == (policy if accelerators else "float32")
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the device list is TensorFlow's")
+def test_accelerators_have_names_and_capabilities(monkeypatch):
+    import tensorflow as tf
+
+    details = {"a": {"device_name": "NVIDIA H100", "compute_capability": (9, 0)}, "b": {}}
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: list(details))
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", details.get)
+    assert machine.hardware()["accelerators"] == ["NVIDIA H100", "GPU"]
+    assert [accelerator["capability"] for accelerator in machine._accelerators()] == [(9, 0), None]
 
 
 def test_versions_are_those_imported():

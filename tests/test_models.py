@@ -14,12 +14,10 @@ from patchlib import models, reference
 from patchlib.layers import kernels
 from patchlib.layers.base import Block
 from patchlib.optimizers import compile_model
-from patchlib.parameters import Recipe
+from patchlib.parameters import ARCHITECTURES, Recipe
 
 
-@pytest.mark.parametrize(
-    "build", [models.convmixer, models.cct, models.mlp_mixer, models.fnet, models.gmlp, models.vit]
-)
+@pytest.mark.parametrize("build", [getattr(models, name) for name in ARCHITECTURES])
 def test_no_two_weights_start_alike(build):
     """Keras' initialisers repeat themselves if layers share one."""
     values = [keras.ops.convert_to_numpy(w).ravel() for w in build(depth=2).trainable_weights]
@@ -143,6 +141,7 @@ ARGUMENTS = {
         },
     ),
 }
+assert {*ARGUMENTS} == {*SMALL} == {getattr(models, name) for name in ARCHITECTURES}
 BUILDERS = pytest.mark.parametrize("build", ARGUMENTS, ids=lambda build: build.__name__)
 EVERY_ARGUMENT = pytest.mark.parametrize(
     ("build", "argument"),

@@ -4,11 +4,10 @@ import keras
 import numpy as np
 import originals
 import pytest
+from bench import ARCHITECTURES
 from scipy import stats
 
 from patchlib import layers, models
-
-ARCHITECTURES = ["convmixer", "cct", "mlp_mixer", "fnet", "gmlp"]
 
 
 def weights(model):

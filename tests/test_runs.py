@@ -23,6 +23,7 @@ KEYS = [
     "tier",
     "parameters",
     "effective_weight_decay",
+    "dtype_policy",
     "updates",
     "steps_per_epoch",
     "seed",
@@ -148,6 +149,22 @@ def test_folders_by_default_are_new(tmp_path, monkeypatch):
     assert made == [name, f"{name}-2", f"{name}-3"]
     own = tmp_path / "nor" / "this"
     assert runs.new_folder(ConvMixer(run_dir=str(own)), "convmixer") == own and own.is_dir()
+
+
+def test_precision_is_settled_when_a_run_starts_and_kept_when_it_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs.machine, "precision", lambda: "mixed_bfloat16")
+    assert runs.precision(ConvMixer(precision="float32"), tmp_path) == "float32"
+    auto = ConvMixer(precision="auto", epochs=2)
+    assert runs.precision(auto, tmp_path) == "mixed_bfloat16"
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        keep = runs._checkpoint
+        patch.setattr(runs, "_checkpoint", lambda *a: keep(*a) or (_ for _ in ()).throw(Stop))
+        runs.train(small_model(dtype="mixed_bfloat16"), tiny(), auto, tmp_path)
+    monkeypatch.setattr(runs.machine, "precision", lambda: "float32")  # on another machine
+    with pytest.raises(cards.RunError, match="dtype_policy is 'mixed_bfloat16' there and 'float32' here"):
+        runs.train(small_model(), tiny(), auto, tmp_path)
+    card = runs.train(small_model(dtype=runs.precision(auto, tmp_path)), tiny(), auto, tmp_path)
+    assert (card["dtype_policy"], card["parameters"]["precision"]) == ("mixed_bfloat16", "auto")
 
 
 def test_the_cards_command_gives_the_same_parameters(tmp_path):

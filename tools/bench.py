@@ -25,7 +25,7 @@ import matplotlib.pyplot as plt
 HERE = Path(__file__).parent
 TIERS = HERE.parent / "notebooks" / "tiers"
 JAX = HERE.parent / ".venv-jax" / "bin" / "python"
-ARCHITECTURES = ["convmixer", "cct", "mlp_mixer", "fnet", "gmlp"]
+ARCHITECTURES = list(yaml.safe_load((HERE / "examples.yaml").read_text()))
 # What grows, for which architectures and from which to which value; the rest as in the tuned tier.
 GROWTH = {
     "batch_size": (["convmixer", "cct", "gmlp"], [32, 64, 128, 256]),

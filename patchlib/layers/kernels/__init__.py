@@ -10,6 +10,7 @@ import importlib
 
 from patchlib.backend import keras, ops
 
+EXACT = ("float32", "bfloat16")
 _BACKEND = keras.backend.backend()
 _FORMS = importlib.import_module(f"{__name__}.{_BACKEND}") if _BACKEND in ("tensorflow", "jax") else None
 
@@ -85,11 +86,11 @@ class Dense(keras.layers.Dense):
     """Keras' layer, for no activation: one matrix product over all tokens, to which TensorFlow then fuses the bias."""
 
     def call(self, x, training=None):
-        if not _on_cpu() or self.compute_dtype != "float32" or None in x.shape[1:]:
+        if not _on_cpu() or self.compute_dtype not in EXACT or None in x.shape[1:]:
             return super().call(x, training=training)
-        y = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), self.kernel)
+        y = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), ops.cast(self.kernel, self.compute_dtype))
         if self.use_bias:
-            y = add_bias(y, self.bias)
+            y = add_bias(y, ops.cast(self.bias, self.compute_dtype))
         return ops.reshape(y, (-1, *x.shape[1:-1], self.units))
 
 
@@ -99,9 +100,10 @@ class LayerNormalization(keras.layers.LayerNormalization):
 
     def call(self, x):
         form = faster("layer_norm")
-        if not form or self.compute_dtype != "float32":
+        if not form or self.compute_dtype not in EXACT:
             return super().call(x)
-        return form(ops.cast(x, "float32"), self.gamma, self.beta, self.epsilon)
+        gamma, beta = (ops.cast(w, "float32") for w in (self.gamma, self.beta))
+        return form(ops.cast(x, self.compute_dtype), gamma, beta, self.epsilon)
 
 
 @keras.saving.register_keras_serializable("patchlib")
@@ -110,6 +112,6 @@ class GlobalAveragePooling2D(keras.layers.GlobalAveragePooling2D):
 
     def call(self, x):
         form = faster("global_average")
-        if not form or self.compute_dtype != "float32" or None in x.shape[1:]:
+        if not form or self.compute_dtype not in EXACT or None in x.shape[1:]:
             return super().call(x)
         return form(x)

@@ -19,7 +19,9 @@ def computes_on_cpu() -> bool:
 
 
 # For Keras' chain of operations, in which the gradient takes the error function anew: less than half the time.
-_gelu = _compiled(common.gelu)
+@_compiled
+def _gelu(x):
+    return tf.cast(common.gelu(tf.cast(x, "float32")), x.dtype)
 
 
 @tf.custom_gradient
@@ -30,11 +32,13 @@ def gelu(x):
 
 @_compiled
 def _gelu_gradient(x, y, dy):
+    dtype = x.dtype
+    x, y, dy = (tf.cast(a, "float32") for a in (x, y, dy))
     density = tf.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
     # Φ(x) is y / x; that saves a second error function. Near 0 it's taken from its series, and nothing is divided.
     small = tf.abs(x) < 1e-3
     share = tf.where(small, 0.5 + x / math.sqrt(2 * math.pi), y / tf.where(small, tf.ones_like(x), x))
-    return dy * (share + x * density)
+    return tf.cast(dy * (share + x * density), dtype)
 
 
 # For a sum as the bias' gradient: that alone takes half the time, of the whole a tenth less.
@@ -73,29 +77,33 @@ def _layer_norm(x, gamma, beta, epsilon):
 
     def gradient(dy):
         dx, dgamma = _norm_gradient(x, gamma, mean, scale, dy)
-        return dx, _column_sums(dgamma), _column_sums(dy), None
+        return dx, *(tf.cast(_column_sums(d), "float32") for d in (dgamma, dy)), None
 
     return y, gradient
 
 
 @_compiled
 def _norm(x, gamma, beta, epsilon):
+    dtype, x = x.dtype, tf.cast(x, "float32")
     mean = tf.reduce_mean(x, -1, keepdims=True)
     centred = x - mean
     scale = tf.math.rsqrt(tf.reduce_mean(centred * centred, -1, keepdims=True) + epsilon)
-    return centred * scale * gamma + beta, mean, scale
+    return tf.cast(centred * scale * gamma + beta, dtype), mean, scale
 
 
 @_compiled
 def _norm_gradient(x, gamma, mean, scale, dy):
+    dtype = x.dtype
+    x, dy = tf.cast(x, "float32"), tf.cast(dy, "float32")
     normal, dnormal = (x - mean) * scale, dy * gamma
     along = tf.reduce_mean(dnormal * normal, -1, keepdims=True)
-    return scale * (dnormal - tf.reduce_mean(dnormal, -1, keepdims=True) - normal * along), dy * normal
+    dx = scale * (dnormal - tf.reduce_mean(dnormal, -1, keepdims=True) - normal * along)
+    return tf.cast(dx, dtype), tf.cast(dy * normal, dtype)
 
 
 # For Keras' mean, whose gradient divides every position's share anew: nine tenths of the time.
 def global_average(x):
-    return tf.reduce_sum(x, axis=(1, 2)) / (x.shape[1] * x.shape[2])
+    return tf.cast(tf.reduce_sum(tf.cast(x, "float32"), axis=(1, 2)) / (x.shape[1] * x.shape[2]), x.dtype)
 
 
 # For a complex transform of numbers without an imaginary part: little more than half the time.
