@@ -66,6 +66,7 @@ VIT_16 = IMAGENET | {"patch_size": 16, "depth": 12}
         (models.gmlp, GMLP_16 | {"dim": 128, "depth": 30, "hidden_dim": 768}, 5_867_328, None),
         (models.gmlp, GMLP_16 | {"dim": 256, "depth": 30, "hidden_dim": 1536}, 19_422_656, 4.42),
         (models.gmlp, GMLP_16 | {"dim": 512, "depth": 30, "hidden_dim": 3072}, 73_075_392, None),
+        (models.vit, {}, 546_186, None),  # of this project's own size
         # "An Image is Worth 16x16 Words", table 1, and its small relatives.
         (models.vit, VIT_16 | {"dim": 192, "heads": 3, "mlp_dim": 768}, 5_717_416, None),
         (models.vit, VIT_16 | {"dim": 384, "heads": 6, "mlp_dim": 1536}, 22_050_664, None),
@@ -79,6 +80,17 @@ def test_published_sizes(build, arguments, count, billions):
     assert sum(counted["parameters"].values()) == count
     assert billions is None or abs(sum(counted["multiply_adds"].values()) / 1e9 / billions - 1) < 0.01
     keras.utils.clear_session()
+
+
+def test_what_mixes_space_and_what_mixes_channels_by_hand():
+    convolution, norm, positions = 25 * 256 + 256, 2 * 256, 16 * 16
+    assert cost.of(models.convmixer()) == {
+        "parameters": {"space": 8 * (convolution + norm), "channels": 594_186 - 8 * (convolution + norm)},
+        "multiply_adds": {
+            "space": 8 * positions * 25 * 256,
+            "channels": positions * 2 * 2 * 3 * 256 + 8 * positions * 256**2 + 256 * 10,
+        },
+    }
 
 
 def test_total_parameters_of_the_published_convmixer():
