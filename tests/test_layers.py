@@ -554,6 +554,43 @@ def test_dense_and_layer_norm_have_keras_values_and_gradients(monkeypatch, kind,
         np.testing.assert_allclose(fast, plain, atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "arguments", "shape"),
+    [
+        (kernels.Dense, {"units": 6}, (3, 4, 5)),
+        (kernels.LayerNormalization, {}, (3, 4, 5)),
+        (kernels.DepthwiseConv2D, {"kernel_size": 3, "padding": "same"}, (2, 5, 6, 3)),
+        (kernels.DepthwiseConv2D, {"kernel_size": 4, "padding": "same"}, (2, 5, 6, 3)),
+        (kernels.GlobalAveragePooling2D, {}, (2, 5, 6, 3)),
+        (kernels.BatchNormalization, {}, (2, 5, 6, 3)),
+        (keras.layers.Activation, {"activation": kernels.gelu}, (3, 40)),
+    ],
+)
+def test_in_bfloat16_a_kernel_errs_by_rounding_alone(kind, arguments, shape):
+    """Values and gradients, for the input and for the weights, against the same in float32."""
+    exact, rounded = kind(**arguments), kind(**arguments, dtype="mixed_bfloat16")
+    exact.build(shape), rounded.build(shape)
+    drawn = [np.random.default_rng(1).normal(size=w.shape) for w in exact.trainable_variables]
+    x, *weights = (array(keras.ops.cast(a, "bfloat16")).astype("float32") for a in (normal(shape), *drawn))
+    found = []
+    for layer in (exact, rounded):
+
+        def call(x, *weights, layer=layer):
+            trainable, given = layer.trainable_variables, map(keras.ops.convert_to_tensor, weights)
+            with keras.StatelessScope(zip(trainable, given, strict=True)):
+                y = layer(x, training=True) if kind is kernels.BatchNormalization else layer(x)
+                return keras.ops.cast(y, "float32")
+
+        found.append(gradients(call, x, *weights))
+    for ours, wanted in zip(*reversed(found), strict=True):
+        np.testing.assert_allclose(ours, wanted, atol=0.02 * np.abs(wanted).max())
+        assert kind is kernels.GlobalAveragePooling2D or (ours != wanted).any()
+
+
+def normal(shape):
+    return np.random.default_rng(0).normal(size=shape)
+
+
 def test_layer_norm_takes_halves():
     x = np.arange(8).reshape(2, 4)
     given, plain = (kernels.LayerNormalization()(keras.ops.cast(x, dtype)) for dtype in ("float16", "float32"))

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from patchlib.layers.kernels import common
 
+_HALF = np.uint32(16)  # bits
 _compiled = functools.partial(tf.function, jit_compile=True, autograph=False, reduce_retracing=True)
 
 
@@ -21,7 +22,7 @@ def computes_on_cpu() -> bool:
 # For Keras' chain of operations, in which the gradient takes the error function anew: less than half the time.
 @_compiled
 def _gelu(x):
-    return tf.cast(common.gelu(tf.cast(x, "float32")), x.dtype)
+    return _narrow(common.gelu(_wide(x)), x.dtype)
 
 
 @tf.custom_gradient
@@ -33,12 +34,32 @@ def gelu(x):
 @_compiled
 def _gelu_gradient(x, y, dy):
     dtype = x.dtype
-    x, y, dy = (tf.cast(a, "float32") for a in (x, y, dy))
+    x, y, dy = map(_wide, (x, y, dy))
     density = tf.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
     # Φ(x) is y / x; that saves a second error function. Near 0 it's taken from its series, and nothing is divided.
     small = tf.abs(x) < 1e-3
     share = tf.where(small, 0.5 + x / math.sqrt(2 * math.pi), y / tf.where(small, tf.ones_like(x), x))
-    return tf.cast(dy * (share + x * density), dtype)
+    return _narrow(dy * (share + x * density), dtype)
+
+
+def _wide(x):
+    """bfloat16 to float32, of which it's the upper half; other numbers as they are."""
+    if x.dtype != tf.bfloat16:
+        return x
+    return tf.bitcast(tf.bitwise.left_shift(tf.cast(tf.bitcast(x, tf.uint16), tf.uint32), _HALF), tf.float32)
+
+
+def _narrow(x, dtype):
+    """float32 to bfloat16, rounded to the nearest and ties to the even one, where that is wanted.
+
+    In bits, since XLA's own conversions take twice as long.
+    """
+    if dtype != tf.bfloat16:
+        return x
+    bits = tf.bitcast(x, tf.uint32)
+    odd = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, _HALF), np.uint32(1))
+    rounded = tf.bitwise.right_shift(bits + np.uint32(0x7FFF) + odd, _HALF)
+    return tf.bitcast(tf.cast(rounded, tf.uint16), tf.bfloat16)
 
 
 # For a sum as the bias' gradient: that alone takes half the time, of the whole a tenth less.
@@ -54,7 +75,7 @@ def _add_bias(x, bias):
 def _column_sums(x):
     """Over all axes but the last, by a matrix product."""
     flat = tf.reshape(x, (-1, x.shape[-1]))
-    return tf.linalg.matvec(flat, tf.ones_like(flat[:, 0]), transpose_a=True)
+    return tf.matmul(tf.ones_like(flat[:, :1]), flat, transpose_a=True)[0]
 
 
 # For Keras' ten passes over memory: less than half the time.
@@ -66,9 +87,10 @@ def batch_norm(x, gamma, beta, epsilon):
     return y, mean, variance * (count - 1) / count  # which TensorFlow divides by n - 1, Keras by n
 
 
-# For Keras' chain of operations, whose gradient is a dozen passes: four fifths of the time.
+# For Keras' chain of operations, whose gradient is a dozen passes: half the time.
 def layer_norm(x, gamma, beta, epsilon):
-    return _layer_norm(x, *map(tf.convert_to_tensor, (gamma, beta)), epsilon)
+    y = _layer_norm(tf.reshape(x, (-1, x.shape[-1])), *map(tf.convert_to_tensor, (gamma, beta)), epsilon)
+    return tf.reshape(y, tf.shape(x))
 
 
 @tf.custom_gradient
@@ -84,21 +106,26 @@ def _layer_norm(x, gamma, beta, epsilon):
 
 @_compiled
 def _norm(x, gamma, beta, epsilon):
-    dtype, x = x.dtype, tf.cast(x, "float32")
-    mean = tf.reduce_mean(x, -1, keepdims=True)
+    dtype, x = x.dtype, _wide(x)
+    mean = _mean(x)
     centred = x - mean
-    scale = tf.math.rsqrt(tf.reduce_mean(centred * centred, -1, keepdims=True) + epsilon)
-    return tf.cast(centred * scale * gamma + beta, dtype), mean, scale
+    scale = tf.math.rsqrt(_mean(centred * centred) + epsilon)
+    return _narrow(centred * scale * gamma + beta, dtype), mean, scale
 
 
 @_compiled
 def _norm_gradient(x, gamma, mean, scale, dy):
     dtype = x.dtype
-    x, dy = tf.cast(x, "float32"), tf.cast(dy, "float32")
+    x, dy = _wide(x), _wide(dy)
     normal, dnormal = (x - mean) * scale, dy * gamma
-    along = tf.reduce_mean(dnormal * normal, -1, keepdims=True)
-    dx = scale * (dnormal - tf.reduce_mean(dnormal, -1, keepdims=True) - normal * along)
-    return tf.cast(dx, dtype), tf.cast(dy * normal, dtype)
+    dx = scale * (dnormal - _mean(dnormal) - normal * _mean(dnormal * normal))
+    return _narrow(dx, dtype), _narrow(dy * normal, dtype)
+
+
+def _mean(x):
+    """Of each row, by a matrix product: XLA would add up a row's numbers one by one."""
+    dim = tf.shape(x)[1]
+    return tf.matmul(x, tf.fill((dim, 1), 1 / tf.cast(dim, "float32")))
 
 
 # For Keras' mean, whose gradient divides every position's share anew: nine tenths of the time.
@@ -121,16 +148,17 @@ def depthwise_conv(x, kernel):
     size, unit = kernel.shape[0], [1, 1, 1, 1]
 
     def gradient(dy):
-        # oneDNN's gradient for the kernel takes three times as long as TensorFlow's own, which "EXPLICIT" gets.
+        # oneDNN's gradient for the kernel takes three times as long as TensorFlow's own, which "EXPLICIT" gets, and
+        # which is faster in float32.
         before, after = (size - 1) // 2, size // 2
         dkernel = tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
-            input=x,
+            input=tf.cast(x, "float32"),
             filter_sizes=kernel.shape,
-            out_backprop=dy,
+            out_backprop=tf.cast(dy, "float32"),
             strides=unit,
             padding="EXPLICIT",
             explicit_paddings=[0, 0, before, after, before, after, 0, 0],
         )
-        return tf.nn.depthwise_conv2d(dy, common.turned(kernel), unit, "SAME"), dkernel
+        return tf.nn.depthwise_conv2d(dy, common.turned(kernel), unit, "SAME"), tf.cast(dkernel, kernel.dtype)
 
     return tf.nn.depthwise_conv2d(x, kernel, unit, "SAME"), gradient
