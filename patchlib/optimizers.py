@@ -27,6 +27,15 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
         return {"peak": self.peak, "steps": self.steps}
 
 
+@keras.saving.register_keras_serializable("patchlib")
+class Muon(keras.optimizers.Muon):
+    """Keras' Muon, whose iterations of matrix products are done in bfloat16, as in Jordan's own (2024)."""
+
+    def zeropower_via_newtonschulz5(self, x, steps):
+        unit = x / (keras.ops.norm(x) + 1e-7)
+        return keras.ops.cast(super().zeropower_via_newtonschulz5(keras.ops.cast(unit, "bfloat16"), steps), x.dtype)
+
+
 def learning_rate(recipe: Recipe, steps_per_epoch: int):
     """The recipe's learning rate over the run: a number, or a Keras schedule over steps."""
     steps = recipe.epochs * steps_per_epoch
@@ -70,7 +79,8 @@ def compile_model(model: keras.Model, recipe: Recipe, steps_per_epoch: int) -> N
         "ema_momentum": recipe.ema or 0.99,
     }
     if recipe.optimizer == "muon":  # whose update of a matrix has a root mean square of 0.2 times the rate
-        optimizer = keras.optimizers.Muon(
+        kind = Muon if model.layers[1].compute_dtype == "bfloat16" else keras.optimizers.Muon
+        optimizer = kind(
             exclude_layers=["^head/", "^pool/", "^position/"],
             adam_lr_ratio=recipe.adamw_ratio,
             adam_weight_decay=recipe.weight_decay * recipe.adamw_ratio,  # Keras multiplies it by Muon's rate

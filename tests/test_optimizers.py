@@ -137,6 +137,18 @@ def test_muon_moves_matrices_in_all_directions_alike_and_the_head_as_adamw_does(
         np.testing.assert_allclose(np.abs(step), rate * ratio, rtol=1e-3, err_msg=path)
 
 
+@pytest.mark.parametrize("shape", [(8, 20), (20, 8)])
+def test_muon_in_bfloat16_steps_where_muon_does(shape):
+    x = np.random.default_rng(0).normal(size=shape).astype("float32")
+    exact, rounded = (kind().zeropower_via_newtonschulz5(x, 5) for kind in (keras.optimizers.Muon, optimizers.Muon))
+    np.testing.assert_allclose(rounded, exact, atol=0.1 * np.abs(exact).max())
+    assert np.abs(rounded - exact).mean() < 0.1 * np.abs(exact).mean()
+    for dtype, kind in (("float32", keras.optimizers.Muon), ("mixed_bfloat16", optimizers.Muon)):
+        model = small_model(dtype=dtype)
+        optimizers.compile_model(model, changed(optimizer="muon"), 1)
+        assert type(model.optimizer) is kind
+
+
 def test_label_smoothing_is_in_the_loss():
     model, data = small_model(), tiny()
     optimizers.compile_model(model, Recipe(label_smoothing=0.3), 1)
