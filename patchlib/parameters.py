@@ -270,9 +270,9 @@ class ViT(RunParameters):
     patch_size: Size = 4
     dim: Size = 128
     depth: Size = 4
+    pool: Literal["token", "mean"] = "token"
     heads: Size = 4
     mlp_dim: Size = 256
-    pool: Literal["token", "mean"] = "token"
     dropout: Rate = 0.1
     attention_dropout: Rate = 0.0
     stochastic_depth: Rate = 0.0

@@ -100,9 +100,15 @@ BUGS = {
     ),
     "LayerNorm's gradient without the mean's": (
         "layers/kernels/tensorflow.py",
-        "scale * (dnormal - tf.reduce_mean(dnormal, -1, keepdims=True) - normal * along)",
-        "scale * (dnormal - normal * along)",
+        "scale * (dnormal - _mean(dnormal) - normal",
+        "scale * (dnormal - normal",
         "gmlp",
+    ),
+    "bfloat16 cut off instead of rounded": (
+        "layers/kernels/tensorflow.py",
+        "bits + np.uint32(0x7FFF) + odd",
+        "bits",
+        "convmixer",
     ),
     "half of the Fourier transform not mirrored": (
         "layers/kernels/tensorflow.py",
@@ -177,8 +183,8 @@ BUGS = {
     "biases decay": ("optimizers.py", 'recipe.decay_on == "kernels"', 'recipe.decay_on == "none"', "convmixer"),
     "muon without decay": (
         "optimizers.py",
-        "optimizer = keras.optimizers.Muon(",
-        'shared["weight_decay"] = 0.0\n        optimizer = keras.optimizers.Muon(',
+        "optimizer = kind(",
+        'shared["weight_decay"] = 0.0\n        optimizer = kind(',
         "cct",
     ),
     "beside muon the decay is full": (

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import originals
 
-from patchlib import cost, models, optimizers, parameters, training
+from patchlib import cost, machine, models, optimizers, parameters, training
 from patchlib.backend import keras
 from patchlib.data import Data, Split, load_data
 
@@ -52,7 +52,8 @@ class Contender:
             scaled = getattr(self.p, "standardize", architecture not in ("convmixer", "vit"))
             pixels = {"mean": self.data.mean, "std": self.data.std} if scaled else {}
             arguments = self.p.arguments(build) | pixels
-            self.model = build(self.data.input_shape, classes, dtype=self.p.precision, **arguments)
+            dtype = machine.precision() if self.p.precision == "auto" else self.p.precision
+            self.model = build(self.data.input_shape, classes, dtype=dtype, **arguments)
             optimizers.compile_model(self.model, self.p, len(self._batches()))
 
     def _batches(self):
