@@ -587,6 +587,19 @@ def test_in_bfloat16_a_kernel_errs_by_rounding_alone(kind, arguments, shape):
         assert kind is kernels.GlobalAveragePooling2D or (ours != wanted).any()
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="it's TensorFlow's form")
+def test_bits_become_bfloat16_and_float32_as_tensorflows_casts_make_them():
+    import tensorflow as tf
+
+    from patchlib.layers.kernels import tensorflow as forms
+
+    ties = np.array([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 0.0, -0.0, np.inf, -np.inf, np.nan, 3e38], "float32")
+    x = tf.constant(np.concatenate([ties, normal(1000).astype("float32")]))
+    rounded = forms._narrow(x, tf.bfloat16)
+    np.testing.assert_array_equal(array(forms._wide(rounded)), array(tf.cast(tf.cast(x, tf.bfloat16), tf.float32)))
+    np.testing.assert_array_equal(array(tf.cast(rounded, tf.float32)), array(forms._wide(rounded)))
+
+
 def normal(shape):
     return np.random.default_rng(0).normal(size=shape)
 
