@@ -177,8 +177,9 @@ class _Report:
 
     def look(self):
         """Report what is new."""
-        for run in self.epochs.keys() - self.outcomes.keys():
-            self._look_at(run)
+        for run in self.epochs:
+            if run not in self.outcomes:
+                self._look_at(run)
         self.bar.n = sum(self.epochs.values())
         self.bar.refresh()
         now = time.monotonic()

@@ -1,5 +1,7 @@
 """The optimiser that a recipe asks for, its learning rate over the steps, and what it does, read back from it."""
 
+from collections import Counter
+
 import numpy as np
 
 from patchlib.backend import keras
@@ -70,6 +72,11 @@ def plateau_factor(val_losses: list[float], factor: float = 0.5, patience: int =
     return result
 
 
+def dtype_policy(model: keras.Model) -> str:
+    """The dtype policy of most of the model's layers; the logits are float32 under any."""
+    return Counter(layer.dtype_policy.name for layer in model.layers).most_common(1)[0][0]
+
+
 def compile_model(model: keras.Model, recipe: Recipe, steps_per_epoch: int) -> None:
     """Give the model its optimiser, cross-entropy on logits, accuracy and top-5 accuracy."""
     shared = {
@@ -79,7 +86,7 @@ def compile_model(model: keras.Model, recipe: Recipe, steps_per_epoch: int) -> N
         "ema_momentum": recipe.ema or 0.99,
     }
     if recipe.optimizer == "muon":  # whose update of a matrix has a root mean square of 0.2 times the rate
-        kind = Muon if model.layers[1].compute_dtype == "bfloat16" else keras.optimizers.Muon
+        kind = Muon if dtype_policy(model) == "mixed_bfloat16" else keras.optimizers.Muon
         optimizer = kind(
             exclude_layers=["^head/", "^pool/", "^position/"],
             adam_lr_ratio=recipe.adamw_ratio,

@@ -102,7 +102,7 @@ def _train(model, data, recipe, folder):
         "architecture": model.name,
         "parameters": _without_folder(recipe),
         "fingerprint": data.fingerprint,
-        "dtype_policy": _policy(model),
+        "dtype_policy": optimizers.dtype_policy(model),
         "model": _model_fingerprint(model),
     }
     progress, started = _resume(folder, identity)
@@ -172,11 +172,6 @@ def _command(identity):
     return shlex.join(["papermill", notebook, "out.ipynb", "--cwd", "notebooks", *given])
 
 
-def _policy(model):
-    """The dtype policy of all layers but the head, whose logits are float32."""
-    return model.layers[1].dtype_policy.name
-
-
 def _model_fingerprint(model):
     """A hash of the layers' configurations."""
     configurations = json.dumps([layer.get_config() for layer in model.layers], sort_keys=True, default=str)
@@ -215,8 +210,8 @@ def _checkpoint(folder, progress, record):
     partial.mkdir()
     np.savez(partial / "state.npz", *progress.state)
     np.savez(partial / "best.npz", *progress.best_weights)
-    record |= {"history": progress.history, "best_epoch": progress.best_epoch}
-    (partial / PROGRESS).write_text(json.dumps(record))
+    reached = {"history": progress.history, "best_epoch": progress.best_epoch}
+    (partial / PROGRESS).write_text(json.dumps(record | reached))
     partial.rename(final)
     for checkpoint in older:
         shutil.rmtree(checkpoint)

@@ -13,7 +13,7 @@ from patchlib import machine
 
 def test_hardware_has_a_processors_name_and_the_cores_that_may_be_used():
     found = machine.hardware()
-    assert found["cores"] <= os.cpu_count() and found["accelerators"] == []
+    assert found["cores"] <= os.cpu_count()
     assert found["processor"].strip() and "\t" not in found["processor"]
 
 

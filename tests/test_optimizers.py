@@ -89,6 +89,12 @@ def test_the_rates_told_are_the_optimisers(schedule):
         assert rate == pytest.approx(float(model.optimizer.learning_rate))
 
 
+def test_the_policy_is_that_of_most_layers_whatever_the_model():
+    assert optimizers.dtype_policy(keras.Sequential([keras.layers.Dense(3)])) == "float32"
+    for policy in ("float32", "mixed_bfloat16", "mixed_float16"):
+        assert optimizers.dtype_policy(small_model(dtype=policy)) == policy
+
+
 def test_without_an_average_none_is_kept():
     model = small_model()
     optimizers.compile_model(model, RECIPE, 1)

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from refresh import tiers_readme
+from refresh import OF_A_RUN, tiers_readme
 
 from patchlib.parameters import ARCHITECTURES
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = yaml.safe_load((ROOT / "tools" / "examples.yaml").read_text())
 # Names a run or the machine it's on, or has no meaning in the examples, which have neither Muon nor a warm-up.
-NO_HYPERPARAMETERS = {"tier", "image_size", "limit", "seed", "run_dir", "adamw_ratio", "warmup_epochs"}
+NO_HYPERPARAMETERS = OF_A_RUN | {"adamw_ratio", "warmup_epochs"}
 
 
 def tier(architecture, name):

@@ -10,7 +10,7 @@ import importlib
 
 from patchlib.backend import keras, ops
 
-EXACT = ("float32", "bfloat16")
+_DTYPES = ("float32", "bfloat16")  # that the forms are made for
 _BACKEND = keras.backend.backend()
 _FORMS = importlib.import_module(f"{__name__}.{_BACKEND}") if _BACKEND in ("tensorflow", "jax") else None
 
@@ -20,14 +20,14 @@ def _on_cpu() -> bool:
     return bool(_FORMS) and _FORMS.computes_on_cpu()
 
 
-def faster(name: str):
+def _faster(name: str):
     """The backend's form of an operation, or None where Keras' own is to be used."""
     return getattr(_FORMS, name, None) if _on_cpu() else None
 
 
 def gelu(x):
     """GELU, x Φ(x) (Hendrycks and Gimpel, 2016), the exact one, for any ``activation`` argument."""
-    form = faster("gelu")
+    form = _faster("gelu")
     return form(x) if form else keras.activations.gelu(x, approximate=False)
 
 
@@ -45,19 +45,19 @@ def activation(identifier):
 
 def depthwise_conv(x, kernel):
     """Each channel's own convolution, stride 1, "same": (N, H, W, C) and (k, k, C, 1) to (N, H, W, C)."""
-    form = faster("depthwise_conv")
+    form = _faster("depthwise_conv")
     return form(x, kernel) if form else ops.depthwise_conv(x, kernel, padding="same")
 
 
 def add_bias(x, bias):
     """x + bias, for a bias of x's last axis."""
-    form = faster("add_bias")
+    form = _faster("add_bias")
     return form(x, bias) if form else x + bias
 
 
 def fourier(x):
     """The real part of the two-dimensional Fourier transform of each (H, W) of (N, H, W), float32."""
-    form = faster("fourier")
+    form = _faster("fourier")
     return form(x) if form and None not in x.shape[1:] else ops.fft2((x, ops.zeros_like(x)))[0]
 
 
@@ -73,7 +73,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """Keras' layer over the last axis of (N, H, W, C), by ``batch_norm`` while it trains."""
 
     def call(self, x, training=None):
-        form = faster("batch_norm")
+        form = _faster("batch_norm")
         if not (form and training and self.trainable) or keras.backend.standardize_dtype(x.dtype) == "float64":
             return super().call(x, training=training)
         y, mean, variance = form(x, self.gamma, self.beta, self.epsilon)
@@ -86,11 +86,11 @@ class Dense(keras.layers.Dense):
     """Keras' layer, for no activation: one matrix product over all tokens, to which TensorFlow then fuses the bias."""
 
     def call(self, x, training=None):
-        if not _on_cpu() or self.compute_dtype not in EXACT or None in x.shape[1:]:
+        if not _on_cpu() or self.compute_dtype not in _DTYPES or None in x.shape[1:]:
             return super().call(x, training=training)
-        y = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), ops.cast(self.kernel, self.compute_dtype))
+        y = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), self.kernel)
         if self.use_bias:
-            y = add_bias(y, ops.cast(self.bias, self.compute_dtype))
+            y = add_bias(y, self.bias)
         return ops.reshape(y, (-1, *x.shape[1:-1], self.units))
 
 
@@ -99,11 +99,10 @@ class LayerNormalization(keras.layers.LayerNormalization):
     """Keras' layer, over the last axis, by ``layer_norm``."""
 
     def call(self, x):
-        form = faster("layer_norm")
-        if not form or self.compute_dtype not in EXACT:
+        form = _faster("layer_norm")
+        if not form or self.compute_dtype not in _DTYPES:
             return super().call(x)
-        gamma, beta = (ops.cast(w, "float32") for w in (self.gamma, self.beta))
-        return form(ops.cast(x, self.compute_dtype), gamma, beta, self.epsilon)
+        return form(ops.cast(x, self.compute_dtype), self.gamma, self.beta, self.epsilon)
 
 
 @keras.saving.register_keras_serializable("patchlib")
@@ -111,7 +110,7 @@ class GlobalAveragePooling2D(keras.layers.GlobalAveragePooling2D):
     """Keras' layer, over (N, H, W, C), by ``global_average``."""
 
     def call(self, x):
-        form = faster("global_average")
-        if not form or self.compute_dtype not in EXACT or None in x.shape[1:]:
+        form = _faster("global_average")
+        if not form or self.compute_dtype not in _DTYPES or None in x.shape[1:]:
             return super().call(x)
         return form(x)
