@@ -29,7 +29,7 @@ lab: .venv/ready  ## JupyterLab on the notebooks; as root, in a container: make 
 
 refresh: .venv/ready  ## run the notebooks and store their outputs: the only way the reference changes
 	$(PY) tools/refresh.py notebooks/*.ipynb
-bench: .venv/ready .venv-jax/ready  ## speed beside the published examples: make bench ARGS="compare time_to_accuracy growth"
+bench: .venv/ready  ## speed beside the published examples, and PyTorch after make .venv-torch/ready: make bench ARGS="compare start_up"
 	$(PY) tools/bench.py $(ARGS)
 bite: .venv/ready  ## plant bugs one by one and see that each is caught
 	$(PY) tools/bite.py $(ARGS)
@@ -43,7 +43,8 @@ lock: .venv/ready  ## choose newer versions of everything
 
 .venv/ready: EXTRAS := tensorflow,notebooks,test
 .venv-jax/ready: EXTRAS := jax,test
-.venv/ready .venv-jax/ready: pyproject.toml constraints.txt
+.venv-torch/ready: EXTRAS := pytorch
+.venv/ready .venv-jax/ready .venv-torch/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --retries 2 --disable-pip-version-check --constraint constraints.txt --editable .[$(EXTRAS)]
 	@touch $@

@@ -67,6 +67,31 @@ def random_zoom(images: np.ndarray, rng: np.random.Generator, zoom: float) -> np
     return np.rint(zoomed).astype(images.dtype)
 
 
+def shrink(images: np.ndarray, side: int) -> np.ndarray:
+    """Make square images smaller: each new pixel is the mean of the area that it covers.
+
+    Args:
+        images: uint8 (N, H, H, C).
+        side: pixels a side of the result, at most H; of any images, square or not, if it's H.
+
+    Returns:
+        An array (N, side, side, C) of the same dtype; the input itself if it's of that height.
+
+    Raises:
+        ValueError: the images are smaller, or aren't square.
+    """
+    count, height, width, channels = images.shape
+    if side == height:
+        return images
+    if side > height or height != width:
+        raise ValueError(f"`side` must be at most that of square images. Received: {side} for {height} x {width}")
+    edges, pixels = np.linspace(0, height, side + 1), np.arange(height)
+    covered = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    means = (np.maximum(covered, 0) * side / height).astype("float32")
+    rows = means @ images.reshape(count, height, height * channels).astype("float32")
+    return np.rint(means @ rows.reshape(count, side, height, channels)).astype(images.dtype)
+
+
 def _resampling(factors, size):
     """(N, size, size) matrices whose row i holds the bilinear weights of the pixels that pixel i is taken from."""
     middle = (size - 1) / 2

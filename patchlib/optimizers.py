@@ -77,8 +77,8 @@ def dtype_policy(model: keras.Model) -> str:
     return Counter(layer.dtype_policy.name for layer in model.layers).most_common(1)[0][0]
 
 
-def compile_model(model: keras.Model, recipe: Recipe, steps_per_epoch: int) -> None:
-    """Give the model its optimiser, cross-entropy on logits, accuracy and top-5 accuracy."""
+def compile_model(model: keras.Model, recipe: Recipe, steps_per_epoch: int, *sharing: keras.Model) -> None:
+    """Give the model, and others of the same weights, its optimiser, cross-entropy on logits, accuracy and top-5."""
     shared = {
         "learning_rate": learning_rate(recipe, steps_per_epoch),
         "weight_decay": recipe.weight_decay,
@@ -101,14 +101,15 @@ def compile_model(model: keras.Model, recipe: Recipe, steps_per_epoch: int) -> N
         optimizer.exclude_from_weight_decay([w for w in model.trainable_variables if len(w.shape) < 2])
     if recipe.precision == "mixed_float16":  # its small gradients would become zero
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    model.compile(
-        optimizer=optimizer,
-        loss=keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=recipe.label_smoothing),
-        metrics=[
-            keras.metrics.CategoricalAccuracy(name="accuracy"),
-            keras.metrics.TopKCategoricalAccuracy(5, name="top5"),
-        ],
-    )
+    for each in (model, *sharing):
+        each.compile(
+            optimizer=optimizer,
+            loss=keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=recipe.label_smoothing),
+            metrics=[
+                keras.metrics.CategoricalAccuracy(name="accuracy"),
+                keras.metrics.TopKCategoricalAccuracy(5, name="top5"),
+            ],
+        )
     model.optimizer.build(model.trainable_variables)
 
 

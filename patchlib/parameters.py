@@ -121,6 +121,10 @@ class Recipe(_Checked):
     fixed_decay: bool = Field(False, description="decay doesn't shrink when the plateau schedule lowers the rate")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     ema: float = Field(0.0, ge=0, lt=1, description="momentum of the weights' moving average; 0 turns it off")
+    whiten: bool = Field(False, description="start the first layer from the training images' whitened patches")
+    start_size: int = Field(
+        0, ge=0, description="pixels a side of training images in the first epoch, growing to their own; 0: their own"
+    )
     flip: bool = Field(True, description="mirror each training image with probability one half")
     pad: int = Field(0, ge=0, description="pixels of zero padding before each training image is cropped back")
     zoom: float = Field(0.0, ge=0, lt=1, description="each training image is zoomed by up to this share, out or in")
@@ -145,6 +149,15 @@ class Recipe(_Checked):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _growth_fits(self) -> Self:
+        if self.start_size and (self.schedule == "plateau" or self.patience):
+            raise ValueError(
+                f"start_size: received {self.start_size} with schedule {self.schedule!r} and patience {self.patience}, "
+                "accepted: 0, or another schedule than 'plateau' and no patience."
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _warmup_fits(self) -> Self:
         if self.warmup_epochs and self.schedule != "cosine":
             raise ValueError(
@@ -159,7 +172,12 @@ class Recipe(_Checked):
 
 
 class RunParameters(Recipe):
-    """A recipe, and what it's trained on. An architecture's own also says in words who mixes space, who channels."""
+    """A recipe, and what it's trained on.
+
+    An architecture's own also says in words who mixes space, who channels, and whether it takes images of any size.
+    """
+
+    any_size: ClassVar = True
 
     tier: str = Field("smoke", min_length=1, description="name of the tier, for the run card")
     dataset: str = Field("digits", min_length=1, description="digits, cifar10, cifar100, an .npz file or a folder")
@@ -179,6 +197,13 @@ class RunParameters(Recipe):
             fitting = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
             raise ValueError(
                 f"patch_size: received {patch_size} for images of {size} x {size} pixels, accepted: {fitting}."
+            )
+        if self.start_size and not self.any_size:
+            raise ValueError(f"start_size: received {self.start_size}, accepted: 0, since weights belong to positions.")
+        if self.start_size % patch_size or 0 < size < self.start_size:
+            raise ValueError(
+                f"start_size: received {self.start_size}, accepted: 0, or a multiple of {patch_size} of at most "
+                f"{size or 'the size of the images'}."
             )
         return self
 
@@ -240,6 +265,7 @@ class MLPMixer(_Patches):
     """Parameters of ``notebooks/mlp_mixer.ipynb``; the model's are those of ``patchlib.models.mlp_mixer``."""
 
     mixers: ClassVar = ("MLP over positions, the same for every image", "MLP")
+    any_size: ClassVar = False
     tokens_dim: Size = 64
     channels_dim: Size = 64
     shared_norm: bool = True
@@ -257,6 +283,7 @@ class GMLP(_Patches):
     """Parameters of ``notebooks/gmlp.ipynb``; the model's are those of ``patchlib.models.gmlp``."""
 
     mixers: ClassVar = ("one matrix over positions, as a gate", "linear layers around the gate")
+    any_size: ClassVar = False
     hidden_dim: int = Field(512, ge=2, multiple_of=2)
     skip: Literal["input", "normalized"] = "normalized"
     gate_stddev: float = Field(0.0, ge=0, description="of the gate's initial weights; 0: glorot uniform")

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from patchlib import optimizers
-from patchlib.augment import Augmentation, Mixing
+from patchlib import models, optimizers
+from patchlib.augment import Augmentation, Mixing, shrink
 from patchlib.backend import keras
 from patchlib.data import Data, Split
 from patchlib.parameters import Recipe
@@ -35,7 +35,8 @@ class Batches(keras.utils.PyDataset):
     """One epoch of shuffled, augmented batches: uint8 images (B, H, W, C) and one-hot float32 labels (B, classes).
 
     Order and augmentation depend on (seed, epoch, step) alone, whatever asks for the batches and in whatever order.
-    The last, incomplete batch is left out; which images fall into it changes with each epoch's order.
+    The last, incomplete batch is left out; which images fall into it changes with each epoch's order. In epochs of
+    smaller images (see ``sides``) these are made smaller last of all.
     """
 
     def __init__(self, split: Split, num_classes: int, recipe: Recipe, epoch: int):
@@ -44,6 +45,7 @@ class Batches(keras.utils.PyDataset):
         self.batch_size = min(recipe.batch_size, len(split))
         self.augment, self.mix = (part(**recipe.arguments(part)) for part in (Augmentation, Mixing))
         self.order = np.random.default_rng((recipe.seed, epoch, _ORDER)).permutation(len(split))
+        self.side = sides(split, recipe)[epoch]
 
     def __len__(self):
         return len(self.split) // self.batch_size
@@ -52,7 +54,31 @@ class Batches(keras.utils.PyDataset):
         index = self.order[step * self.batch_size : (step + 1) * self.batch_size]
         rng = np.random.default_rng((self.seed, self.epoch, _AUGMENTATION, step))
         images = self.augment(self.split.images[index], rng)
-        return self.mix(images, one_hot(self.split.labels[index], self.num_classes), rng)
+        images, targets = self.mix(images, one_hot(self.split.labels[index], self.num_classes), rng)
+        return shrink(images, self.side), targets
+
+
+def sides(split: Split, recipe: Recipe) -> list[int]:
+    """How many pixels high images are in each epoch: as they are, unless the recipe has a ``start_size``.
+
+    Then they grow evenly, from that in the first epoch to their own size in the last, in steps of a quarter of it, or
+    of the multiple of the recipe's ``patch_size`` next below.
+
+    Raises:
+        ValueError: the images aren't square, or not larger than ``start_size``.
+    """
+    height, width = split.images.shape[1:3]
+    if not recipe.start_size:
+        return [height] * recipe.epochs
+    if height != width or height < recipe.start_size:
+        raise ValueError(
+            f"start_size: received {recipe.start_size} for images of {height} x {width} pixels, accepted: 0, or at "
+            "most the side of square images."
+        )
+    patch_size, last = getattr(recipe, "patch_size", 1), recipe.epochs - 1
+    step = patch_size * max(1, height // (4 * patch_size))
+    grown = [(height - recipe.start_size) * epoch // last // step * step for epoch in range(last)]
+    return [recipe.start_size + pixels for pixels in grown] + [height]
 
 
 def one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -128,17 +154,22 @@ def epochs(model: keras.Model, data: Data, recipe: Recipe, progress: Progress) -
     """Train from where ``progress`` stands to the recipe's last epoch, yielding after each.
 
     After the last one the model holds the weights of the best epoch, by validation (``recipe.select_by``); with an EMA
-    those are averages, with BatchNorm statistics of their own. The test images are never looked at.
+    those are averages, with BatchNorm statistics of their own. An epoch of smaller images is validated at their size,
+    and is never the best. The test images are never looked at.
 
     Raises:
         FloatingPointError: the loss is no longer a finite number.
+        ValueError: the model, or its images, can't be had at the sizes that ``recipe.start_size`` asks for.
     """
-    steps = count_steps(data.train, recipe)
-    optimizers.compile_model(model, recipe, steps)
+    steps, grown = count_steps(data.train, recipe), sides(data.train, recipe)
+    sized = {side: models.at_size(model, side) for side in grown if side != grown[-1]} | {grown[-1]: model}
+    optimizers.compile_model(model, recipe, steps, *sized.values())
     # All that a step reads: weights, seeds of random layers, the optimiser's step, moments and averages.
     state = [*model.variables, *model.optimizer.variables]
     if progress.epoch:
         _assign(state, progress.state)
+    elif recipe.whiten:
+        models.whiten(model, data.train.images, recipe.seed)
     with tqdm(
         initial=progress.epoch * steps, total=recipe.epochs * steps, unit="step", disable=not sys.stderr.isatty()
     ) as bar:
@@ -153,18 +184,19 @@ def epochs(model: keras.Model, data: Data, recipe: Recipe, progress: Progress) -
             batches = Batches(data.train, data.num_classes, recipe, epoch)
             bar.set_description(f"epoch {epoch + 1}/{recipe.epochs}")
             start = time.perf_counter()
-            fitted = model.fit(batches, shuffle=False, verbose=0, callbacks=callbacks).history
+            trained = sized[grown[epoch]]
+            fitted = trained.fit(batches, shuffle=False, verbose=0, callbacks=callbacks).history
             row = {"loss": fitted["loss"][0], "accuracy": fitted["accuracy"][0], "seconds": time.perf_counter() - start}
             row["learning_rate"] = float(model.optimizer.learning_rate)  # at the end of the epoch, as Keras logs it
             _refuse_divergence(row["loss"], epoch, recipe)
             progress.state = [np.array(v) for v in state]
             if recipe.ema:
-                _give_average(model, batches)
-            row |= {f"val_{k}": v for k, v in evaluate(model, data.validation, recipe.batch_size).items()}
+                _give_average(trained, batches)
+            row |= {f"val_{k}": v for k, v in evaluate(trained, data.validation, recipe.batch_size).items()}
             _refuse_divergence(row["val_loss"], epoch, recipe)
             for name, value in row.items():
                 progress.history.setdefault(name, []).append(value)
-            if _best(progress.history, recipe.select_by) == epoch:
+            if _best(progress.history, recipe.select_by, grown.index(grown[-1])) == epoch:
                 progress.best_epoch, progress.best_weights = epoch, model.get_weights()
             if recipe.ema:
                 _assign(state, progress.state)
@@ -202,10 +234,10 @@ def accuracy_without(model: keras.Model, split: Split, *paths: str) -> float:
             weight.assign(value)
 
 
-def _best(history, select_by) -> int:
-    """The epoch to keep, the first of equals."""
-    values = np.array(history[select_by])
-    return int(np.argmin(values) if select_by == "val_loss" else np.argmax(values))
+def _best(history, select_by, first) -> int | None:
+    """The epoch to keep, of those from ``first`` on; the first of equals."""
+    sign = -1 if select_by == "val_loss" else 1
+    return max(range(first, len(history[select_by])), key=lambda epoch: sign * history[select_by][epoch], default=None)
 
 
 def _refuse_divergence(loss, epoch, recipe):
@@ -217,20 +249,24 @@ def _refuse_divergence(loss, epoch, recipe):
 
 
 def evaluate(model: keras.Model, split: Split, batch_size: int = 128) -> dict[str, float]:
-    """Loss, accuracy and top-5 accuracy of a compiled model on a split, as floats."""
-    return model.evaluate(_InOrder(split, model.output_shape[-1], batch_size), verbose=0, return_dict=True)
+    """Loss, accuracy and top-5 accuracy of a compiled model on a split, as floats.
+
+    Images larger than the model's are made smaller.
+    """
+    return model.evaluate(_InOrder(split, model, batch_size), verbose=0, return_dict=True)
 
 
 class _InOrder(keras.utils.PyDataset):
-    """A split's images and one-hot labels as they are, in batches of which the last may be smaller."""
+    """A split's images and one-hot labels in their order, in batches of which the last may be smaller."""
 
-    def __init__(self, split, num_classes, batch_size):
+    def __init__(self, split, model, batch_size):
         super().__init__(workers=_WORKERS)
-        self.split, self.num_classes, self.batch_size = split, num_classes, batch_size
+        self.split, self.batch_size = split, batch_size
+        self.side, self.num_classes = model.input_shape[1], model.output_shape[-1]
 
     def __len__(self):
         return math.ceil(len(self.split) / self.batch_size)
 
     def __getitem__(self, step):
         part = slice(step * self.batch_size, (step + 1) * self.batch_size)
-        return self.split.images[part], one_hot(self.split.labels[part], self.num_classes)
+        return shrink(self.split.images[part], self.side), one_hot(self.split.labels[part], self.num_classes)

@@ -17,6 +17,7 @@ from patchlib.augment import (
     random_flip,
     random_pad_crop,
     random_zoom,
+    shrink,
     trivial_augment,
 )
 
@@ -110,6 +111,24 @@ def test_zoom_draws_height_and_width_evenly():
     for factor in factors:
         assert stats.kstest(factor, "uniform", (0.7, 0.6)).pvalue > CHANCE
     assert_independent(*factors)
+
+
+@pytest.mark.parametrize("side", [1, 3, 4, 5, 8])
+def test_a_shrunk_pixel_is_the_mean_of_the_area_it_covers(side):
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype="uint8")
+    fine = (
+        images.repeat(side, axis=1).repeat(side, axis=2).astype(float)
+    )  # in which each new pixel has 8 x 8 whole ones
+    expected = fine.reshape(2, side, 8, side, 8, 3).mean(axis=(2, 4))
+    shrunk = shrink(images, side)
+    np.testing.assert_allclose(shrunk, expected, atol=0.501)
+    assert shrunk.dtype == np.uint8
+
+
+def test_images_are_not_enlarged_by_shrinking():
+    for images, side in ((IMAGES[:, :4, :4], 8), (IMAGES[:, :4, :6], 2)):
+        with pytest.raises(ValueError, match=f"Received: {side} for 4 x"):
+            shrink(images, side)
 
 
 def test_zoom_of_nothing_is_nothing():

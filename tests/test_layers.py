@@ -7,6 +7,7 @@ import math
 import keras
 import numpy as np
 import pytest
+from scipy import interpolate
 
 from patchlib import layers, reference
 from patchlib.layers import kernels
@@ -390,6 +391,30 @@ def test_weights_start_as_asked():
     assert (array(table.table) == 1).all() and (array(token.token) == 0).all()
     # Glorot uniform of the linear layer on flat patches.
     assert np.abs(array(patches.embed.kernel)).max() == pytest.approx(math.sqrt(6 / (4 * 4 * 3 + 64)), rel=0.01)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("after", [2, 3, 4, 6])
+def test_positions_are_interpolated_between_the_middles_of_patches(first, after):
+    layer = layers.PositionEmbedding()
+    layer.build((None, first + 16, 3))
+    reference.randomize(layer)
+    table = array(layer.table)
+    grid = np.pad(table[first:].reshape(4, 4, 3), ((1, 1), (1, 1), (0, 0)), "edge")
+    middles = np.arange(-1, 5) + 0.5, np.arange(-1, 5) + 0.5
+    places = (np.indices((after, after)).reshape(2, -1).T + 0.5) * 4 / after
+    expected = interpolate.RegularGridInterpolator(middles, grid)(places)
+    for count in (1, 5):
+        moved = array(layer(np.zeros((count, first + after**2, 3))))
+        np.testing.assert_allclose(moved, np.broadcast_to([*table[:first], *expected], moved.shape), atol=1e-6)
+
+
+def test_positions_of_what_is_no_square_are_not_guessed():
+    for there, here in ((16, 12), (16, 17), (12, 9), (17, 16)):
+        layer = layers.PositionEmbedding()
+        layer.build((None, there, 3))
+        with pytest.raises(ValueError, match=f"Received: {here} tokens for a table of {there}"):
+            layer(np.zeros((1, here, 3)))
 
 
 @EVERY

@@ -115,6 +115,10 @@ def test_arguments_are_those_a_function_takes():
         ({"fixed_decay": True, "schedule": "cosine"}, ["fixed_decay", "True", "'cosine'", "'plateau'"]),
         ({"fixed_decay": True, "optimizer": "muon"}, ["fixed_decay", "True", "'muon'", "'adamw'"]),
         ({"ema": 1.0}, ["'ema'", "1.0", "less than 1"]),
+        ({"start_size": 15}, ["start_size", "15", "a multiple of 2", "32"]),
+        ({"start_size": 40}, ["start_size", "40", "a multiple of 2", "32"]),
+        ({"start_size": 16, "patience": 3}, ["start_size", "16", "patience 3", "accepted: 0"]),
+        ({"start_size": 16, "schedule": "plateau"}, ["start_size", "16", "'plateau'", "accepted: 0"]),
     ],
 )
 def test_what_is_refused_is_said_in_one_sentence(values, words):
@@ -123,6 +127,16 @@ def test_what_is_refused_is_said_in_one_sentence(values, words):
     message = str(caught.value)
     assert all(word in message for word in words), message
     assert "\n" not in message
+
+
+def test_networks_with_weights_for_each_position_do_not_grow():
+    for parameters in ARCHITECTURES.values():
+        if parameters.any_size:
+            assert parameters(dataset="photos/", start_size=32).start_size == 32
+        else:
+            with pytest.raises(ParameterError, match="start_size: received 16, accepted: 0, since"):
+                parameters(start_size=16)
+    assert {name for name, parameters in ARCHITECTURES.items() if not parameters.any_size} == {"mlp_mixer", "gmlp"}
 
 
 def test_patches_must_tile_what_the_model_resizes_to_where_the_images_size_is_not_known_yet():

@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from patchlib import models, optimizers, training
+from patchlib import models, optimizers, parameters, training
+from patchlib.augment import shrink
 from patchlib.data import Data, Split, load_data
 from patchlib.parameters import Recipe
 
@@ -143,6 +144,77 @@ def test_the_best_epoch_by_validation_is_kept(select_by):
     np.testing.assert_allclose(reached[select_by.removeprefix("val_")], best, rtol=1e-5)
     assert history[select_by][progress.best_epoch] == best
     assert best not in history[select_by][: progress.best_epoch]
+
+
+@pytest.mark.parametrize(
+    ("side", "patch_size", "start_size", "epochs", "expected"),
+    [
+        (32, 2, 16, 6, [16, 16, 16, 24, 24, 32]),
+        (32, 4, 16, 5, [16, 16, 24, 24, 32]),
+        (32, 4, 16, 3, [16, 24, 32]),
+        (32, 2, 28, 4, [28, 28, 28, 32]),
+        (32, 2, 32, 2, [32, 32]),
+        (6, 2, 2, 4, [2, 2, 4, 6]),
+        (36, 6, 12, 5, [12, 18, 24, 30, 36]),
+        (32, 2, 16, 1, [32]),
+        (32, 2, 0, 2, [32, 32]),
+    ],
+)
+def test_images_grow_to_their_own_size(side, patch_size, start_size, epochs, expected):
+    split = Split(np.zeros((4, side, side, 3), "uint8"), np.zeros(4, int))
+    recipe = parameters.ConvMixer(patch_size=patch_size, start_size=start_size, epochs=epochs, dataset="any")
+    assert training.sides(split, recipe) == expected
+    assert [training.Batches(split, 1, recipe, epoch)[0][0].shape[1] for epoch in range(epochs)] == expected
+
+
+def test_what_can_not_grow_is_refused():
+    for shape in ((6, 8), (4, 4)):
+        split = Split(np.zeros((4, *shape, 3), "uint8"), np.zeros(4, int))
+        with pytest.raises(ValueError, match=f"start_size: received 6 for images of {shape[0]} x {shape[1]} pixels"):
+            training.sides(split, changed(start_size=6))
+    with pytest.raises(ValueError, match="takes no images of 3 pixels a side: its patches are of 2"):
+        run(changed(start_size=3))
+
+
+@pytest.mark.jax
+def test_an_epoch_of_smaller_images_trains_and_validates_at_their_size():
+    calm = {"flip": False, "pad": 0, "learning_rate": 1e-9, "batch_size": 48, "dataset": "tiny"}
+    recipe = parameters.ViT(start_size=2, patch_size=2, epochs=4, **calm)
+    data, model = tiny(), models.vit((6, 6, 3), 3, patch_size=2, dim=8, depth=1, dropout=0)
+    _, history, progress = run(recipe, data, model)
+    cross_entropy = keras.losses.CategoricalCrossentropy(from_logits=True)
+    for epoch, side in enumerate([2, 2, 4, 6]):
+        sized = models.at_size(model, side) if side < 6 else model
+        for key, split in (("loss", data.train), ("val_loss", data.validation)):
+            expected = cross_entropy(training.one_hot(split.labels, 3), sized(shrink(split.images, side)))
+            assert history[key][epoch] == pytest.approx(float(expected), rel=1e-4), (key, epoch)
+    assert progress.best_epoch == 3
+
+
+def test_whitening_happens_once_before_the_first_epoch():
+    recipe, expected = changed(whiten=True, learning_rate=1e-12, epochs=2, seed=4), small_model(4)
+    models.whiten(expected, tiny().train.images, 4)
+    start = np.asarray(expected.get_layer("stem").embed.kernel)
+    assert not np.allclose(start, small_model(4).get_layer("stem").embed.kernel, atol=1e-3)
+    model, _, progress = run(recipe)
+    np.testing.assert_allclose(model.get_layer("stem").embed.kernel, start, atol=1e-6)
+    for weight, value in zip(model.variables, progress.state, strict=False):
+        weight.assign(value)
+    model.get_layer("stem").embed.kernel.assign(0 * start)
+    progress.state[: len(model.variables)] = [np.array(v) for v in model.variables]
+    progress.history = {name: [-1.0] for name in progress.history}  # so that the second epoch is the best
+    *_, _ = training.epochs(model, tiny(), recipe, progress)
+    assert np.abs(model.get_layer("stem").embed.kernel).max() < 1e-6  # what it went on with
+
+
+def test_the_best_epoch_is_one_of_whole_images(monkeypatch):
+    reached, evaluate = iter([0.9, 0.8, 0.7, 0.6]), training.evaluate
+    monkeypatch.setattr(training, "evaluate", lambda *a: evaluate(*a) | {"accuracy": next(reached)})
+    recipe = parameters.ConvMixer(start_size=4, patch_size=2, epochs=4, batch_size=12, dataset="tiny")
+    seen = []
+    for progress in training.epochs(small_model(), tiny(), recipe, training.Progress()):
+        seen.append((progress.best_epoch, len(progress.best_weights) > 0))
+    assert seen == [(-1, False)] * 3 + [(3, True)]
 
 
 def test_the_test_images_decide_nothing():

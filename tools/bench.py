@@ -6,10 +6,13 @@ are medians, with the quartiles of their spread. What is measured stands in ``co
 
 import argparse
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,15 +20,21 @@ import matplotlib
 import numpy as np
 import yaml
 
-from patchlib import machine, markdown
+from patchlib import cards, machine, markdown
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
 TIERS = HERE.parent / "notebooks" / "tiers"
-JAX = HERE.parent / ".venv-jax" / "bin" / "python"
-ARCHITECTURES = list(yaml.safe_load((HERE / "examples.yaml").read_text()))
+PYTORCH = HERE.parent / ".venv-torch" / "bin" / "python"
+EXAMPLES = yaml.safe_load((HERE / "examples.yaml").read_text())
+PYTORCH_FORMS = {
+    "PyTorch": {"compiled": False, "bfloat16": False},
+    "PyTorch, bfloat16": {"compiled": False, "bfloat16": True},
+    "PyTorch, compiled": {"compiled": True, "bfloat16": False},
+    "PyTorch, compiled, bfloat16": {"compiled": True, "bfloat16": True},
+}
 # What grows, for which architectures and from which to which value; the rest as in the tuned tier.
 GROWTH = {
     "batch_size": (["convmixer", "cct", "gmlp"], [32, 64, 128, 256]),
@@ -41,18 +50,13 @@ AXES = {
 
 
 class Process:
-    """A ``contender.py`` on a tier's parameters: ``process("train")`` asks for a task's result."""
+    """A contender in a process of its own: ``process("train")`` asks for a task's result."""
 
-    def __init__(self, architecture, tier, backend="tensorflow", changes=None, **arguments):
-        values = yaml.safe_load((TIERS / f"{architecture}-{tier}.yaml").read_text()) | {"seed": 0} | (changes or {})
-        arguments |= {"architecture": architecture, "parameters": values}
-        environment = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(HERE.parent)}
-        if backend == "jax":  # whose memory comes from malloc: large pages make it faster
-            environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        python = str(JAX) if backend == "jax" else sys.executable
+    def __init__(self, script, arguments, python=sys.executable, **environment):
+        environment |= {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(HERE.parent)}
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, it closes with this object
         self.process = subprocess.Popen(
-            [python, HERE / "contender.py", json.dumps(arguments)],
+            [python, HERE / script, json.dumps(arguments)],
             env=os.environ | environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -78,6 +82,22 @@ class Process:
         self.process.wait()
 
 
+def tier(architecture, name, changes=(), **arguments):
+    """A contender that trains a tier, with changes."""
+    values = yaml.safe_load((TIERS / f"{architecture}-{name}.yaml").read_text()) | {"seed": 0} | dict(changes)
+    return Process("contender.py", arguments | {"architecture": architecture, "parameters": values})
+
+
+def example(architecture):
+    """A contender that trains the Keras example."""
+    return tier(architecture, "baseline", original=True)
+
+
+def pytorch(architecture, **form):
+    """A contender that trains the tuned tier's network in PyTorch."""
+    return Process("pytorch.py", {"architecture": architecture, **form}, PYTORCH)
+
+
 def spread(values):
     """Median and quartiles."""
     low, middle, high = np.percentile(values, [25, 50, 75])
@@ -86,77 +106,127 @@ def spread(values):
 
 def take_turns(contenders, tasks, rounds):
     """{name: {task: spread}}, after one round of warming up that doesn't count."""
-    _ready(contenders)
+    for process in contenders.values():
+        process("memory")  # so that all have built their models, and none does while another is timed
     found = {name: {task: [] for task in tasks} for name in contenders}
     for i in range(rounds + 1):
         for name, process in contenders.items():
             for task in tasks:
-                if not (task == "feed" and name == "original"):  # part of its model, or of tf.data
-                    found[name][task] += [process(task)] * (i > 0)
-    return {name: {task: spread(v) for task, v in tasks.items() if v} for name, tasks in found.items()}
-
-
-def _ready(contenders):
-    """Wait until all have built their models, so that none does while another is timed."""
-    for process in contenders.values():
-        process("memory")
+                found[name][task] += [process(task)] * (i > 0)
+    return {name: {task: spread(v) for task, v in tasks.items()} for name, tasks in found.items()}
 
 
 def compare(architectures, rounds):
-    """Original, baseline and tuned tier of each architecture, all at a batch of 128; ConvMixer on JAX as well."""
+    """A training step of each way to train each architecture, in seconds for 128 images, all in turns."""
+    if not PYTORCH.exists():
+        print("PyTorch is left out: `make .venv-torch/ready` installs it.", file=sys.stderr)
     results = {}
     for architecture in architectures:
         print(f"{architecture} ...", file=sys.stderr)
         with ExitStack() as stack:
-            same = {"changes": {"batch_size": 128}}
             start = {
-                "original": Process(architecture, "baseline", original=True),
-                "baseline": Process(architecture, "baseline", **same),
-                "tuned": Process(architecture, "tuned", **same),
+                "example": example(architecture),
+                "baseline": tier(architecture, "baseline"),
+                "tuned, float32": tier(architecture, "tuned", {"precision": "float32"}),
+                "tuned": tier(architecture, "tuned"),
             }
-            if architecture == "convmixer" and JAX.exists():
-                start["baseline, JAX"] = Process(architecture, "baseline", "jax", **same)
+            for name, form in PYTORCH_FORMS.items() if PYTORCH.exists() else ():
+                start[name] = pytorch(architecture, **form)
             contenders = {name: stack.enter_context(process) for name, process in start.items()}
-            rows = take_turns(contenders, ["train", "infer", "feed"], rounds)
+            rows = take_turns(contenders, ["train"], rounds)
             for name, process in contenders.items():
                 rows[name]["memory"] = process("memory")
             tuned = contenders["tuned"]
-            results[architecture] = {"contenders": rows, "floor": _floor(tuned("work"), tuned("machine"))}
-            results[architecture]["profile"] = {
-                name: contenders[name]("profile") for name in ("original", "baseline", "tuned")
-            }
+            results[architecture] = {"contenders": rows, "floor": tuned("floor"), "profile": tuned("profile")}
     return results
 
 
-def _floor(work, machine):
-    """Seconds that the tuned tier's step would take at the machine's best, in arithmetic and in memory traffic."""
-    return {what: work[what] / machine[what] for what in work} | {"machine": machine}
+def time_to_accuracy(architectures, rounds):
+    """The example's published epochs at its own pace here, and ``fast`` run whole: data, compilation, validation, test.
 
-
-def time_to_accuracy(architecture="cct", dataset="cifar10", epochs=5, short=2):
-    """Epoch by epoch in turns: the original to its fifth, and how long the tuned tier takes to get where it is then.
-
-    The tuned tier's schedule is over so few epochs as it's given; its rate falls in them.
+    And, where there's a card of the baseline tier, the first of its epochs that validates at the published accuracy.
     """
-    with ExitStack() as stack:
-        start = {
-            "original": Process(architecture, "baseline", original=True, dataset=dataset),
-            "tuned": Process(architecture, "tuned", dataset=dataset, changes={"epochs": short, "validation": "last"}),
+    results, runs = {}, cards.load_cards(HERE.parent / "results")
+    for architecture in architectures:
+        published = EXAMPLES[architecture]["accuracy"]
+        with example(architecture) as process:
+            step = take_turns({"example": process}, ["train"], rounds)["example"]["train"]["median"]
+        steps = EXAMPLES[architecture]["values"]["epochs"] * math.ceil(45_000 / 128)
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            command = [sys.executable, "-m", "patchlib", "run", architecture, "--tier", "fast", "--out", folder]
+            subprocess.run(command, check=True, stdout=sys.stderr)
+            seconds = time.perf_counter() - start
+            (fast,) = cards.load_cards(folder)
+        reached = [
+            epoch
+            for card in runs
+            if (card["architecture"], card["tier"]) == (architecture, "baseline")
+            for epoch, accuracy in enumerate(card["history"]["val_accuracy"], start=1)
+            if accuracy >= published
+        ]
+        results[architecture] = {
+            "published": published,
+            "example": step * steps,
+            "baseline reaches it in epoch": min(reached, default=None),
+            "epochs": EXAMPLES[architecture]["values"]["epochs"],
+            "fast": seconds,
+            "fast epochs": len(fast["history"]["loss"]),
+            "test_accuracy": fast["metrics"]["test_accuracy"],
         }
-        contenders = {name: stack.enter_context(process) for name, process in start.items()}
-        found = {name: [] for name in contenders}
-        _ready(contenders)
-        for epoch in range(epochs):
-            for name, process in contenders.items():
-                if name != "tuned" or epoch < short:
-                    found[name].append(process("until"))
-                    print(name, found[name][-1], file=sys.stderr)
-    target = found["original"][-1]["val_accuracy"]
-    reached = {
-        name: next((row["seconds"] for row in rows if row["val_accuracy"] >= target), None)
-        for name, rows in found.items()
-    }
-    return {"architecture": architecture, "dataset": dataset, "target": target, "seconds": reached, "epochs": found}
+        print(architecture, results[architecture], file=sys.stderr)
+    return results
+
+
+def start_up(rounds):
+    """Seconds until something happens, each in a fresh process."""
+    python = [sys.executable, "-c"]
+    first_step = (
+        "import numpy as np\nfrom patchlib import models, optimizers, parameters\n"
+        "model = models.convmixer(dim=32, depth=2)\noptimizers.compile_model(model, parameters.Recipe(), 1)\n"
+        "model.train_on_batch(np.zeros((16, 32, 32, 3)), np.eye(10)[:1].repeat(16, 0))"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        commands = {
+            "import patchlib": [*python, "import patchlib"],
+            "import keras, as patchlib does": [*python, "import patchlib.backend"],
+            "first step of a small ConvMixer": [*python, first_step],
+            "make run": [sys.executable, "-m", "patchlib", "run", "convmixer", "--out", folder],
+        }
+        found = {name: [] for name in commands}
+        for _ in range(rounds):
+            for name, command in commands.items():
+                start = time.perf_counter()
+                subprocess.run(command, check=True, capture_output=True)
+                found[name].append(time.perf_counter() - start)
+                shutil.rmtree(folder)
+                os.mkdir(folder)
+    return {name: spread(seconds) for name, seconds in found.items()}
+
+
+def feed(architectures, workers):
+    """Images a second that are prepared without training, by tier and number of threads."""
+    rows = {}
+    for architecture in architectures:
+        for name in ("baseline", "fast", "tuned"):
+            with tier(architecture, name, images=20_000) as process:
+                rows[f"{architecture}, {name}"] = {count: process(f"feed {count}") for count in workers}
+    return rows
+
+
+def operations(rounds):
+    """Seconds of the value and the gradient of each operation in ``layers.kernels``, and of Keras' own, in turns."""
+    rows = {}
+    for dtype in ("float32", "bfloat16"):
+        with Process("operations.py", {"dtype": dtype}) as process:
+            names = process("names")
+            taken = {name: {"patchlib": [], "Keras": []} for name in names}
+            for i in range(rounds + 1):
+                for name in names:
+                    for whose, seconds in process(name).items():
+                        taken[name][whose] += [seconds] * (i > 0)
+        rows[dtype] = {name: {w: spread(v) for w, v in found.items()} for name, found in taken.items()}
+    return rows
 
 
 def growth(rounds):
@@ -169,72 +239,82 @@ def growth(rounds):
                 base = {"batch_size": 128 if parameter == "depth" else 32}
                 changes = {value: base | {parameter: value} for value in values}
                 contenders = {
-                    value: stack.enter_context(
-                        Process(architecture, "tuned", changes=change, images=4 * change["batch_size"])
-                    )
+                    value: stack.enter_context(tier(architecture, "tuned", change, images=4 * change["batch_size"]))
                     for value, change in changes.items()
                 }
                 rows = take_turns(contenders, ["train"], rounds)
                 results.setdefault(parameter, {})[architecture] = [
-                    {"value": value, **rows[value], "memory": contenders[value]("memory")} for value in values
+                    # `train` is a step's, for 128 images
+                    {"value": value, **rows[value], "memory": contenders[value]("memory")}
+                    for value in values
                 ]
     return results
 
 
 def summary(compared):
-    """A training step of each architecture and of how many the example's takes the time, as Markdown."""
+    """A training step of each architecture, and of how many the example's takes the time, as Markdown."""
     rows = []
     for architecture, result in compared.items():
-        steps = [result["contenders"][name]["train"]["median"] for name in ("original", "baseline", "tuned")]
-        times = [f"{1000 * step:,.0f}" for step in steps]
-        rows.append([architecture, *times, *(f"{steps[0] / step:.2f}" for step in steps[1:])])
-    columns = ["", "example, ms", "baseline, ms", "tuned, ms", "baseline, times as fast", "tuned, times as fast"]
-    return markdown.table(columns, rows)
+        step = {name: row["train"]["median"] for name, row in result["contenders"].items()}
+        best = min((seconds for name, seconds in step.items() if name in PYTORCH_FORMS), default=None)
+        times = [step["example"], best, step["baseline"], step["tuned, float32"], step["tuned"]]
+        cells = [f"{1000 * seconds:,.0f}" if seconds else "" for seconds in times]
+        rows.append([architecture, *cells, f"{step['example'] / step['tuned']:.1f}"])
+    columns = ["", "example, ms", "PyTorch's best form, ms", "baseline, ms", "tuned in float32, ms", "tuned, ms"]
+    return markdown.table([*columns, "times as fast as the example"], rows)
 
 
-def report(found):
-    """The findings as Markdown."""
-    parts = []
-    if "compare" in found:
-        parts += [_steps(found["compare"]), _floors(found["compare"])]
-    if "time_to_accuracy" in found:
-        result = found["time_to_accuracy"]
-        parts.append(
-            f"Seconds to a validation accuracy of {100 * result['target']:.1f}%, the original's after its "
-            f"{len(result['epochs']['original'])}th epoch ({result['architecture']}, {result['dataset']}):"
-        )
-        whole = result["seconds"]["original"]
-        rows = [
-            [name, f"{seconds:,.0f}", f"{seconds / whole:.2f}"] if seconds else [name, "not reached", ""]
-            for name, seconds in result["seconds"].items()
-        ]
-        parts.append(markdown.table(["", "seconds", "of the original's"], rows))
-    return "\n\n".join(parts)
-
-
-def _steps(compared):
-    rows = []
+def _report_compare(compared):
+    rows, floors = [], []
     for architecture, result in compared.items():
-        reference = result["contenders"]["original"]["train"]["median"]
+        reference = result["contenders"]["example"]["train"]["median"]
         for name, row in result["contenders"].items():
             step, (low, high) = row["train"]["median"], row["train"]["quartiles"]
             times = [f"{1000 * seconds:,.0f}" for seconds in (step, low, high)] + [f"{reference / step:.2f}"]
-            feed = f"{row['feed']['median']:,.0f}" if "feed" in row else ""
-            rows.append([architecture, name, *times, f"{row['infer']['median']:,.0f}", feed])
-            rows[-1].append(f"{row['memory'] / 1e6:,.0f}")
-    columns = ["", "", "step, ms", "lower quartile", "upper", "times as fast", "inference, images/s", "input, images/s"]
-    return markdown.table([*columns, "memory, MB"], rows)
-
-
-def _floors(compared):
-    rows = []
-    for architecture, result in compared.items():
+            rows.append([architecture, name, *times, f"{row['memory'] / 1e6:,.0f}"])
         floor, step = result["floor"], result["contenders"]["tuned"]["train"]["median"]
-        most = ", ".join(f"{kind} {ms:,.0f}" for kind, ms in list(result["profile"]["tuned"].items())[:5])
-        times = [f"{1000 * seconds:,.0f}" for seconds in (step, floor["multiply_adds"], floor["bytes"])]
-        rows.append([architecture, *times, most])
-    columns = ["tuned tier", "step, ms", "arithmetic's floor, ms", "memory's floor, ms", "most time in"]
-    return markdown.table(columns, rows)
+        most = ", ".join(f"{kind} {ms:,.0f}" for kind, ms in list(result["profile"].items())[:6])
+        floors.append(
+            [architecture, *(f"{1000 * s:,.0f}" for s in (step, floor["multiply_adds"], floor["bytes"])), most]
+        )
+    columns = ["", "", "128 images, ms", "lower quartile", "upper", "times as fast", "memory, MB"]
+    floor_columns = ["tuned tier", "128 images, ms", "arithmetic's floor, ms", "memory's floor, ms", "most time in"]
+    return f"{markdown.table(columns, rows)}\n\n{markdown.table(floor_columns, floors)}"
+
+
+def accuracy_summary(found):
+    """Time to the published accuracy, as Markdown."""
+    rows = []
+    for architecture, row in found.items():
+        share, reached = row["example"] / row["epochs"], row["baseline reaches it in epoch"]
+        accuracies = [f"{100 * row[key]:.2f}" for key in ("published", "test_accuracy")]
+        times = [f"{row['example'] / 60:,.0f}", f"{row['fast'] / 60:.1f}", f"{row['example'] / row['fast']:.1f}"]
+        sooner = f"{reached * share / row['fast']:.1f}" if reached else ""
+        rows.append([architecture, accuracies[0], times[0], accuracies[1], *times[1:], sooner])
+    columns = ["", "published, %", "example, minutes", "`fast`, %", "`fast`, minutes", "times as fast"]
+    return markdown.table([*columns, "than the first epoch at that accuracy"], rows)
+
+
+def _report_start_up(found):
+    return markdown.table(["", "seconds"], [[name, f"{row['median']:.1f}"] for name, row in found.items()])
+
+
+def _report_feed(found):
+    workers = list(next(iter(found.values())))
+    rows = [[name, *(f"{speed:,.0f}" for speed in row.values())] for name, row in found.items()]
+    return markdown.table(["images/s prepared", *(f"{count} threads" for count in workers)], rows)
+
+
+def _report_operations(found):
+    rows = []
+    for name in found["float32"]:
+        cells = []
+        for row in (found[dtype][name] for dtype in ("float32", "bfloat16")):
+            ours, theirs = (1000 * row[whose]["median"] for whose in ("patchlib", "Keras"))
+            cells += [f"{theirs:.1f}", f"{ours:.1f}", f"{ours / theirs:.2f}"]
+        rows.append([name, *cells])
+    columns = [f"{what}, {dtype}" for dtype in ("float32", "bfloat16") for what in ("Keras, ms", "here, ms", "share")]
+    return markdown.table(["value and gradient", *columns], rows)
 
 
 def figure(found):
@@ -243,7 +323,7 @@ def figure(found):
     for column, (parameter, lines) in enumerate(found.items()):
         label, measure = AXES.get(parameter, (parameter, int))
         for architecture, rows in lines.items():
-            x, color = [measure(row["value"]) for row in rows], f"C{ARCHITECTURES.index(architecture)}"
+            x, color = [measure(row["value"]) for row in rows], f"C{list(EXAMPLES).index(architecture)}"
             times, memory = [1000 * row["train"]["median"] for row in rows], [row["memory"] / 1e6 for row in rows]
             axes[0, column].plot(x, times, ".-", color=color, label=architecture)
             axes[1, column].plot(x, memory, ".-", color=color)
@@ -255,31 +335,43 @@ def figure(found):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Speed beside the published examples.")
-    parser.add_argument("what", nargs="*", default=["compare"], help="compare (default), time_to_accuracy, growth")
-    parser.add_argument("--architectures", nargs="+", default=ARCHITECTURES, choices=ARCHITECTURES)
+    parser = argparse.ArgumentParser(description="Speed beside the published examples, and PyTorch.")
+    kinds = ("compare", "time_to_accuracy", "start_up", "feed", "operations", "growth")
+    parser.add_argument("what", nargs="*", default=["compare"], metavar="WHAT", help=f"{', '.join(kinds)} (compare)")
+    parser.add_argument("--architectures", nargs="+", default=list(EXAMPLES), choices=EXAMPLES)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="threads of feed")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     asked = parser.parse_args()
     measure = {
         "compare": lambda: compare(asked.architectures, asked.rounds),
-        "time_to_accuracy": time_to_accuracy,
+        "time_to_accuracy": lambda: time_to_accuracy(asked.architectures, asked.rounds),
+        "start_up": lambda: start_up(asked.rounds),
+        "feed": lambda: feed(asked.architectures, asked.workers),
+        "operations": lambda: operations(asked.rounds),
         "growth": lambda: growth(asked.rounds),
     }
-    if unknown := set(asked.what) - set(measure):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(measure)}")
+    report = {
+        "compare": _report_compare,
+        "time_to_accuracy": accuracy_summary,
+        "start_up": _report_start_up,
+        "feed": _report_feed,
+        "operations": _report_operations,
+    }
+    if unknown := set(asked.what) - set(kinds):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(kinds)}")
     if asked.rounds < 1:
         parser.error(f"--rounds: received {asked.rounds}, accepted: 1 or more")
     asked.out.mkdir(parents=True, exist_ok=True)
     shared = {"hardware": machine.hardware(), "versions": machine.versions()}
     for what in asked.what:
-        found = shared | {what: measure[what]()}
-        (asked.out / f"{what}.json").write_text(json.dumps(found, indent=1) + "\n")
+        found = measure[what]()
+        (asked.out / f"{what}.json").write_text(json.dumps(shared | {what: found}, indent=1) + "\n")
         if what == "growth":
-            figure(found["growth"]).savefig(asked.out / "growth.png", dpi=100)
+            figure(found).savefig(asked.out / "growth.png", dpi=100)
         else:
-            (asked.out / f"{what}.md").write_text(report(found) + "\n")
-            print(report(found), flush=True)
+            (asked.out / f"{what}.md").write_text(report[what](found) + "\n")
+            print(report[what](found), flush=True)
 
 
 if __name__ == "__main__":

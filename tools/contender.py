@@ -5,6 +5,7 @@ other end and takes turns between contenders, so that whatever else the machine 
 """
 
 import collections
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -19,7 +20,7 @@ import originals
 
 from patchlib import cost, machine, models, optimizers, parameters, training
 from patchlib.backend import keras
-from patchlib.data import Data, Split, load_data
+from patchlib.data import Data, Split
 
 
 class Contender:
@@ -30,20 +31,14 @@ class Contender:
         parameters: of its notebook.
         original: whether to build and feed the original's model instead.
         images: how many random images to train on. How long a step takes doesn't depend on what they show.
-        dataset: train on this one instead.
     """
 
-    def __init__(self, architecture: str, parameters: dict, original: bool = False, images: int = 512, dataset=""):
+    def __init__(self, architecture: str, parameters: dict, original: bool = False, images: int = 512):
         keras.utils.set_random_seed(parameters["seed"])
         self.p = _SCHEMAS[architecture](**parameters)
-        if dataset:
-            self.data = load_data(dataset, limit=self.p.limit, validation=self.p.validation)
-        else:
-            self.data = _random_data(
-                images, self.p.image_size or 32, 10 if architecture in ("convmixer", "cct") else 100
-            )
+        self.data = _random_data(images, self.p.image_size or 32, 10 if architecture in ("convmixer", "cct") else 100)
         train, classes = self.data.train, self.data.num_classes
-        self.original, self.epoch, self.seconds = original, 0, 0.0
+        self.original, self.epoch = original, 0
         if original:
             self.model = getattr(originals, architecture)(classes)
             self.fed = originals.batches(architecture, train.images, train.labels, classes)
@@ -60,17 +55,9 @@ class Contender:
         return training.Batches(self.data.train, self.data.num_classes, self.p, self.epoch)
 
     def train(self) -> float:
-        """Seconds of a training step, input and all: those of ``fit`` over an epoch but for the first step."""
+        """Seconds of training on 128 images, input and all: those of ``fit`` over an epoch but for the first step."""
         _, first, *_, last = self._fit()
-        return (last - first) / (len(self._batches()) - 1)
-
-    def until(self) -> dict:
-        """Train for an epoch and validate: seconds of training in all epochs so far, and the accuracy reached."""
-        start, *_, last = self._fit()
-        self.seconds += last - start
-        predicted = self.model.predict(self.data.validation.images, batch_size=self.p.batch_size, verbose=0)
-        accuracy = float(np.mean(predicted.argmax(1) == self.data.validation.labels))
-        return {"epoch": self.epoch, "seconds": self.seconds, "val_accuracy": accuracy}
+        return (last - first) / (len(self._batches()) - 1) * 128 / self.p.batch_size
 
     def _fit(self):
         """When ``fit`` began, and when each of its steps ended. How long it tidies up after them varies wildly."""
@@ -87,54 +74,40 @@ class Contender:
             _spread_threads()
         return times
 
-    def infer(self) -> float:
-        """Images a second by ``predict``, but for the first batch."""
-        ends = []
-
-        def tick(step, logs):
-            np.asarray(logs["outputs"])  # waits for them
-            ends.append(time.perf_counter())
-
-        callback = keras.callbacks.LambdaCallback(on_predict_batch_end=tick)
-        self.model.predict(self.data.train.images, batch_size=128, verbose=0, callbacks=[callback])
-        return 128 * (len(ends) - 1) / (ends[-1] - ends[0])
-
-    def feed(self) -> float:
-        """Images a second that the input pipeline alone delivers, on one core."""
+    def feed(self, workers: str) -> float:
+        """Images a second that so many threads prepare."""
         batches = self._batches()
         start = time.perf_counter()
-        for step in range(len(batches)):
-            batches[step]
+        with concurrent.futures.ThreadPoolExecutor(int(workers)) as pool:
+            collections.deque(pool.map(batches.__getitem__, range(len(batches))), maxlen=0)
         return len(batches) * batches.batch_size / (time.perf_counter() - start)
 
     def memory(self) -> int:
         """The most memory that this process has had, in bytes; ask after training."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-    def work(self) -> dict:
-        """What a training step can't do without: multiply-adds, and bytes that go to memory or come from it.
+    def floor(self) -> dict:
+        """What training on 128 images can't do without, in seconds at this machine's best.
 
         Forward, for the input's gradient and for the weights', each multiply-add happens three times. What a layer puts
-        out is written and read, and so is its gradient. A weight is read on both ways, its gradient written and read,
-        and AdamW reads and writes it with two moments.
+        out is written and read, and so is its gradient, each number in as many bytes as the model computes in.
         """
-        batch, weights = self.p.batch_size, self.model.count_params()
         outputs = sum(int(np.prod(layer.output.shape[1:])) for layer in self.model.layers)
         multiply_adds = sum(cost.of(self.model)["multiply_adds"].values())
-        return {"multiply_adds": 3 * batch * multiply_adds, "bytes": 4 * (4 * batch * outputs + 10 * weights)}
-
-    def machine(self) -> dict:
-        """The best of ten attempts: multiply-adds of a matrix product, and bytes copied, a second."""
-        a = keras.ops.ones((2048, 2048))
+        dtype = "bfloat16" if optimizers.dtype_policy(self.model) == "mixed_bfloat16" else "float32"
+        square = keras.ops.ones((4096, 4096), dtype)
         source, target = np.ones(2**26, "float32"), np.empty(2**26, "float32")
         product, copy = (
-            min(_seconds(lambda: keras.ops.convert_to_numpy(keras.ops.matmul(a, a)[0, 0])) for _ in range(10)),
-            min(_seconds(lambda: np.copyto(target, source)) for _ in range(10)),
+            min(_seconds(work) for _ in range(10))
+            for work in (lambda: np.asarray(keras.ops.matmul(square, square)[0, :1]), lambda: np.copyto(target, source))
         )
-        return {"multiply_adds": 2048**3 / product, "bytes": 2 * source.nbytes / copy}
+        rates = {"multiply_adds": 4096**3 / product, "bytes": 2 * source.nbytes / copy}
+        size = 2 if dtype == "bfloat16" else 4
+        needed = {"multiply_adds": 3 * 128 * multiply_adds, "bytes": size * 4 * 128 * outputs}
+        return {what: needed[what] / rates[what] for what in needed} | {"rates": rates}
 
     def profile(self) -> dict:
-        """Milliseconds of a training step in each kind of operation, summed over threads, the longest first."""
+        """Milliseconds of 128 images in each kind of operation, summed over threads, the longest first."""
         import tensorflow as tf
         from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
@@ -149,7 +122,7 @@ class Contender:
             for event in (event for line in plane.lines for event in line.events if plane.name == "/host:CPU"):
                 kind = plane.event_metadata[event.metadata_id].name.rpartition(":")[-1]
                 if kind.startswith("_Mkl") or hasattr(tf.raw_ops, kind):
-                    spent[kind] += event.duration_ps / 1e9 / len(self._batches())
+                    spent[kind] += event.duration_ps / 1e9 / len(self._batches()) * 128 / self.p.batch_size
         return dict(spent.most_common(12))
 
 
@@ -182,4 +155,5 @@ if __name__ == "__main__":
     out, sys.stdout = sys.stdout, sys.stderr  # whatever else is printed is no result
     contender = Contender(**json.loads(sys.argv[1]))
     for line in sys.stdin:
-        print(json.dumps(getattr(contender, line.strip())()), file=out, flush=True)
+        task, *arguments = line.split()
+        print(json.dumps(getattr(contender, task)(*arguments)), file=out, flush=True)

@@ -9,6 +9,8 @@ from patchlib.layers import kernels
 class Block(keras.layers.Layer):
     """A layer that keeps each constructor argument as an attribute of the same name, and so knows its configuration."""
 
+    fixed_positions = False  # whether it has weights for each position, and so takes no other number of tokens
+
     def __init__(self, **kwargs):  # for layers without arguments of their own
         super().__init__(**kwargs)
 

@@ -33,6 +33,11 @@ class ConvStem(Block):
         self.embed = keras.layers.Conv2D(dim, patch_size, strides=patch_size, name="embed", **part)
         self.norm = kernels.BatchNormalization(momentum=momentum, epsilon=epsilon, name="norm", **part)
 
+    @property
+    def first(self):
+        """The convolution that sees the pixels."""
+        return self.embed
+
     def build(self, input_shape):
         tiles(self.patch_size, *input_shape[1:3])
         self.embed.build(input_shape)

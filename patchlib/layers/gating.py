@@ -73,6 +73,7 @@ class GMLPBlock(Block):
     """
 
     mixes_space = ("spatial",)
+    fixed_positions = True
 
     def __init__(
         self,

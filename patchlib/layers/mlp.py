@@ -73,6 +73,7 @@ class MixerBlock(Block):
     """
 
     mixes_space = ("tokens", "tokens_norm")
+    fixed_positions = True
 
     def __init__(
         self, tokens_dim, channels_dim, activation="gelu", dropout=0.0, shared_norm=False, epsilon=1e-6, **kwargs

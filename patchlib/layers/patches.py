@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from patchlib.backend import keras, ops
 from patchlib.layers.base import Block, one_of, positive, tiles
 
@@ -33,6 +35,11 @@ class PatchEmbedding(Block):
         self.embed = keras.layers.Conv2D(
             dim, patch_size, strides=patch_size, kernel_initializer=start, name="embed", dtype=self.dtype_policy
         )
+
+    @property
+    def first(self):
+        """The convolution that sees the pixels."""
+        return self.embed
 
     def build(self, input_shape):
         tiles(self.patch_size, *input_shape[1:3])
@@ -111,6 +118,11 @@ class ConvTokenizer(Block):
                 "symmetric": [rim, conv, pool_rim, pool],
             }[padding]
 
+    @property
+    def first(self):
+        """The convolution that sees the pixels."""
+        return next(layer for layer in self.stages if isinstance(layer, keras.layers.Conv2D))
+
     def build(self, input_shape):
         for layer in self.stages:
             layer.build(input_shape)
@@ -154,7 +166,12 @@ class PositionEmbedding(Block):
     Args:
         initializer: of the table; the Keras examples use "glorot_uniform" (FNet) and "uniform" (CCT).
 
-    Input and output: float (N, tokens, dim). The number of tokens is fixed when the layer is built.
+    Input and output: float (N, tokens, dim). The table has as many rows as there are tokens when the layer is built.
+    For another number the table of a square image is interpolated bilinearly, but for a class token's row (section 3.2
+    of the same paper).
+
+    Raises:
+        ValueError: another number of tokens, and not that of a square image.
     """
 
     def __init__(self, initializer="glorot_uniform", **kwargs):
@@ -165,7 +182,23 @@ class PositionEmbedding(Block):
         self.table = self.add_weight(name="table", shape=input_shape[1:], initializer=self.initializer)
 
     def call(self, x):
-        return x + ops.cast(self.table, x.dtype)
+        return x + ops.cast(self._rows(x.shape[1]), x.dtype)
+
+    def _rows(self, tokens):
+        """The table for a sequence of another length."""
+        there = self.table.shape[0]
+        if tokens == there:
+            return self.table
+        before, after = math.isqrt(there), math.isqrt(tokens)
+        first = there - before**2
+        if first > 1 or tokens - after**2 != first:
+            raise ValueError(f"positions can't be interpolated. Received: {tokens} tokens for a table of {there}")
+        at = np.clip((np.arange(after) + 0.5) * before / after - 0.5, 0, before - 1)
+        shares = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(before))).astype("float32")
+        table = ops.convert_to_tensor(self.table)
+        grid = ops.reshape(table[first:], (before, before, -1))
+        grid = ops.einsum("ir,jc,rcd->ijd", shares, shares, grid)
+        return ops.concatenate([table[:first], ops.reshape(grid, (after**2, -1))])
 
 
 @keras.saving.register_keras_serializable("patchlib")
