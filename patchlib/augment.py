@@ -24,6 +24,23 @@ def random_flip(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
 
+def alternating_flip(images: np.ndarray, started: np.ndarray, epoch: int) -> np.ndarray:
+    """Mirror each image left to right in every second epoch, so that two epochs show both of its sides.
+
+    Source: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024), section 3.6.
+
+    Args:
+        images: (N, H, W, C), any dtype.
+        started: bool (N,), which images are mirrored in even epochs; the others are in odd ones.
+        epoch: from 0 on.
+
+    Returns:
+        A new array of the same shape and dtype.
+    """
+    mirrored = started ^ (epoch % 2 == 1)
+    return np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+
+
 def random_pad_crop(images: np.ndarray, rng: np.random.Generator, pad: int) -> np.ndarray:
     """Pad with ``pad`` zero pixels on every side, then cut the original size back out at a random position.
 

@@ -126,6 +126,7 @@ class Recipe(_Checked):
         0, ge=0, description="pixels a side of training images in the first epoch, growing to their own; 0: their own"
     )
     flip: bool = Field(True, description="mirror each training image with probability one half")
+    alternate: bool = Field(False, description="flip mirrors each training image in every second epoch, not at random")
     pad: int = Field(0, ge=0, description="pixels of zero padding before each training image is cropped back")
     zoom: float = Field(0.0, ge=0, lt=1, description="each training image is zoomed by up to this share, out or in")
     trivial_augment: bool = Field(False, description="change each training image by one random operation")

@@ -8,19 +8,19 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from tqdm import tqdm
 
 from patchlib import models, optimizers
-from patchlib.augment import Augmentation, Mixing, shrink
+from patchlib.augment import Augmentation, Mixing, alternating_flip, shrink
 from patchlib.backend import keras
 from patchlib.data import Data, Split
 from patchlib.parameters import Recipe
 
 # Which random stream of an epoch is meant, so that no two of them coincide.
-_ORDER, _AUGMENTATION = 1, 2
+_ORDER, _AUGMENTATION, _SIDE = 1, 2, 3
 
 # A run of fewer steps than the first is remarked on, since a network that starts from nothing has hardly moved by then,
 # and told how to get as many as the second.
@@ -44,6 +44,10 @@ class Batches(keras.utils.PyDataset):
         self.split, self.num_classes, self.seed, self.epoch = split, num_classes, recipe.seed, epoch
         self.batch_size = min(recipe.batch_size, len(split))
         self.augment, self.mix = (part(**recipe.arguments(part)) for part in (Augmentation, Mixing))
+        self.mirrored_first = None
+        if recipe.flip and recipe.alternate:
+            self.augment = replace(self.augment, flip=False)
+            self.mirrored_first = np.random.default_rng((recipe.seed, _SIDE)).random(len(split)) < 0.5
         self.order = np.random.default_rng((recipe.seed, epoch, _ORDER)).permutation(len(split))
         self.side = sides(split, recipe)[epoch]
 
@@ -53,7 +57,10 @@ class Batches(keras.utils.PyDataset):
     def __getitem__(self, step):
         index = self.order[step * self.batch_size : (step + 1) * self.batch_size]
         rng = np.random.default_rng((self.seed, self.epoch, _AUGMENTATION, step))
-        images = self.augment(self.split.images[index], rng)
+        images = self.split.images[index]
+        if self.mirrored_first is not None:
+            images = alternating_flip(images, self.mirrored_first[index], self.epoch)
+        images = self.augment(images, rng)
         images, targets = self.mix(images, one_hot(self.split.labels[index], self.num_classes), rng)
         return shrink(images, self.side), targets
 

@@ -146,6 +146,22 @@ def test_the_best_epoch_by_validation_is_kept(select_by):
     assert best not in history[select_by][: progress.best_epoch]
 
 
+def test_two_epochs_show_both_sides_of_every_image():
+    numbered = tiny(120).train
+    numbered.images[:, 0, 0, 0], numbered.images[:, 0, -1, 0] = np.arange(120), np.arange(120)[::-1] + 120
+    recipe = changed(alternate=True, pad=0, batch_size=40)
+
+    def mirrored(epoch, **changes):
+        batches = training.Batches(numbered, 3, recipe.model_copy(update=changes), epoch)
+        images = np.concatenate([batches[step][0] for step in range(3)])
+        return {int(min(image[0, 0, 0], image[0, -1, 0])): image[0, 0, 0] >= 120 for image in images}
+
+    first, second = mirrored(0), mirrored(1)
+    assert len(first) == 120 and all(first[image] != second[image] for image in first)
+    assert 40 < sum(first.values()) < 80 and mirrored(2) == first and mirrored(0, seed=1) != first
+    assert not any(mirrored(0, flip=False).values())
+
+
 @pytest.mark.parametrize(
     ("side", "patch_size", "start_size", "epochs", "expected"),
     [
