@@ -40,7 +40,6 @@ def _times(dtype):
         "LayerNorm, gMLP": (pair("LayerNormalization"), tokens),
         "dense, ConvMixer": (pair("Dense", 256), grid),
         "dense, gMLP": (pair("Dense", 528), tokens),
-        "global average, ConvMixer": (pair("GlobalAveragePooling2D"), grid),
         "Fourier, FNet": ([layers.Lambda(f, dtype="float32") for f in (whole_fourier, kernels.fourier)], tokens),
     }
 

@@ -103,14 +103,3 @@ class LayerNormalization(keras.layers.LayerNormalization):
         if not form or self.compute_dtype not in _DTYPES:
             return super().call(x)
         return form(ops.cast(x, self.compute_dtype), self.gamma, self.beta, self.epsilon)
-
-
-@keras.saving.register_keras_serializable("patchlib")
-class GlobalAveragePooling2D(keras.layers.GlobalAveragePooling2D):
-    """Keras' layer, over (N, H, W, C), by ``global_average``."""
-
-    def call(self, x):
-        form = _faster("global_average")
-        if not form or self.compute_dtype not in _DTYPES or None in x.shape[1:]:
-            return super().call(x)
-        return form(x)

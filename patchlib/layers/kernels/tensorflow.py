@@ -128,11 +128,6 @@ def _mean(x):
     return tf.matmul(x, tf.fill((dim, 1), 1 / tf.cast(dim, "float32")))
 
 
-# For Keras' mean, whose gradient divides every position's share anew: nine tenths of the time.
-def global_average(x):
-    return tf.cast(tf.reduce_sum(tf.cast(x, "float32"), axis=(1, 2)) / (x.shape[1] * x.shape[2]), x.dtype)
-
-
 # For a complex transform of numbers without an imaginary part: little more than half the time.
 @tf.custom_gradient
 def fourier(x):
