@@ -1,6 +1,6 @@
 """TensorFlow's forms on a CPU. A compiled function is one pass over memory instead of many.
 
-Times are of the value and the gradient, at a tuned tier's size on two cores.
+How long each takes beside Keras' own is measured by ``make bench ARGS=operations``.
 """
 
 import functools
@@ -19,7 +19,7 @@ def computes_on_cpu() -> bool:
     return not tf.config.list_physical_devices("GPU")
 
 
-# For Keras' chain of operations, in which the gradient takes the error function anew: less than half the time.
+# For Keras' chain of operations, in which the gradient takes the error function anew.
 @_compiled
 def _gelu(x):
     return _narrow(common.gelu(_wide(x)), x.dtype)
@@ -62,7 +62,7 @@ def _narrow(x, dtype):
     return tf.bitcast(tf.cast(rounded, tf.uint16), tf.bfloat16)
 
 
-# For a sum as the bias' gradient: that alone takes half the time, of the whole a tenth less.
+# For a sum as the bias' gradient, which a matrix product adds up in half the time.
 def add_bias(x, bias):
     return _add_bias(x, tf.convert_to_tensor(bias))
 
@@ -78,7 +78,7 @@ def _column_sums(x):
     return tf.matmul(tf.ones_like(flat[:, :1]), flat, transpose_a=True)[0]
 
 
-# For Keras' ten passes over memory: less than half the time.
+# For Keras' ten passes over memory.
 def batch_norm(x, gamma, beta, epsilon):
     y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, is_training=True
@@ -87,7 +87,7 @@ def batch_norm(x, gamma, beta, epsilon):
     return y, mean, variance * (count - 1) / count  # which TensorFlow divides by n - 1, Keras by n
 
 
-# For Keras' chain of operations, whose gradient is a dozen passes: half the time.
+# For Keras' chain of operations, whose gradient is a dozen passes.
 def layer_norm(x, gamma, beta, epsilon):
     y = _layer_norm(tf.reshape(x, (-1, x.shape[-1])), *map(tf.convert_to_tensor, (gamma, beta)), epsilon)
     return tf.reshape(y, tf.shape(x))
@@ -128,7 +128,7 @@ def _mean(x):
     return tf.matmul(x, tf.fill((dim, 1), 1 / tf.cast(dim, "float32")))
 
 
-# For a complex transform of numbers without an imaginary part: little more than half the time.
+# For a complex transform of numbers without an imaginary part.
 @tf.custom_gradient
 def fourier(x):
     tokens, dim = x.shape[1:]
@@ -137,7 +137,7 @@ def fourier(x):
     return tf.concat([half, mirrored], 2), fourier  # a symmetric matrix is its own gradient
 
 
-# For oneDNN's gradients, the slowest operation of a ConvMixer: half the time.
+# For oneDNN's gradients, the slowest operation of a ConvMixer.
 @tf.custom_gradient
 def depthwise_conv(x, kernel):
     size, unit = kernel.shape[0], [1, 1, 1, 1]
