@@ -16,6 +16,7 @@ from patchlib.parameters import ARCHITECTURES
 
 Settings = dict[str, dict[str, list[dict]]]
 NONE = "No run card says so yet."
+TIERS = ("baseline", "fast", "tuned")
 
 
 def load(folder: str | os.PathLike) -> list[dict]:
@@ -45,15 +46,15 @@ def by_setting(found: list[dict]) -> Settings:
 
 
 def coverage(settings: Settings) -> str:
-    """A Markdown table of which runs there are: seeds of the tiers baseline / tuned of each architecture."""
+    """A Markdown table of which runs there are: seeds of the tiers baseline / fast / tuned of each architecture."""
     present = {group[0]["architecture"] for groups in settings.values() for group in groups.values()}
     columns = [name for name in ARCHITECTURES if name in present] + sorted(present - set(ARCHITECTURES))
     rows = []
     for where, groups in settings.items():
         seeds = {name: _seeds(group) for name, group in groups.items()}
-        cells = [[seeds.get(f"{column} {tier}", "–") for tier in ("baseline", "tuned")] for column in columns]
-        rows.append([where, *(f"{baseline} / {tuned}" for baseline, tuned in cells)])
-    return markdown.table(["seeds of baseline / tuned", *columns], rows)
+        cells = [[seeds.get(f"{column} {tier}", "–") for tier in TIERS] for column in columns]
+        rows.append([where, *(" / ".join(map(str, cell)) for cell in cells)])
+    return markdown.table([f"seeds of {' / '.join(TIERS)}", *columns], rows)
 
 
 def leaderboard(settings: Settings) -> str:

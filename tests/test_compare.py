@@ -84,7 +84,7 @@ def test_curves_are_all_the_runs_of_each_tier():
 def test_coverage_counts_seeds_and_shows_what_is_missing():
     found = [card(), card(seed=1), card(seed=1, machine="two"), card(tier="baseline", architecture="mine")]
     ((where, *cells),) = rows(table(*found, what=compare.coverage))
-    assert where == WHERE and cells == ["– / 2", "1 / –"]
+    assert where == WHERE and cells == ["– / – / 2", "1 / – / –"]
 
 
 def test_steps_list_all_that_changed():

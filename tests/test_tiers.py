@@ -35,15 +35,20 @@ def test_every_architecture_but_the_yardstick_has_an_example():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_tuned_tiers_have_no_more_parameters_than_the_baseline(architecture):
+def test_other_tiers_are_of_the_baselines_size(architecture):
+    """No more parameters, the same data and depth, patches and channels in the blocks as many."""
     from patchlib import models
 
-    build, counts = getattr(models, architecture), []
-    for name in ("baseline", "tuned"):
+    build, sizes = getattr(models, architecture), []
+    for name in ("baseline", "tuned", "fast"):
         values = tier(architecture, name)
         classes = {"cifar10": 10, "cifar100": 100}[values.dataset]
-        counts.append(build((32, 32, 3), classes, **values.arguments(build)).count_params())
-    assert counts[1] <= counts[0]
+        model = build((32, 32, 3), classes, **values.arguments(build))
+        blocks = [layer.output.shape for layer in model.layers if layer.name.startswith("block_")]
+        sizes.append((model.count_params(), (values.dataset, values.depth, blocks)))
+    (most, same), *others = sizes
+    for count, alike in others:
+        assert count <= most and alike == same
 
 
 def test_the_readme_of_the_tiers_is_made_from_them():
