@@ -240,6 +240,7 @@ def fnet(
     dim=256,
     depth=4,
     hidden_dim=256,
+    norm="backward",
     position=True,
     dropout=0.2,
     head_dropout=0.2,
@@ -256,6 +257,7 @@ def fnet(
 
     Args:
         hidden_dim: width of the blocks' MLPs.
+        norm: of the Fourier transform, see ``layers.FourierMixing``.
         position: add a learned position embedding.
     """
     images, x = _images(input_shape, mean, std, resize, depth, dtype)
@@ -263,7 +265,7 @@ def fnet(
     if position:
         x = layers.PositionEmbedding(name="position", dtype=dtype)(x)
     for i in range(depth):
-        x = layers.FNetBlock(hidden_dim, activation, dropout, epsilon, name=f"block_{i}", dtype=dtype)(x)
+        x = layers.FNetBlock(hidden_dim, activation, dropout, epsilon, norm, name=f"block_{i}", dtype=dtype)(x)
     return _model(images, _mean_pool(x, False, epsilon, dtype), num_classes, head_dropout, name)
 
 

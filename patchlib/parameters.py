@@ -278,6 +278,7 @@ class FNet(_Patches):
 
     mixers: ClassVar = ("Fourier transform, no weights", "the same transform, MLP")
     hidden_dim: Size = 256
+    norm: Literal["backward", "ortho"] = Field("backward", description="of the Fourier transform, as in numpy.fft")
 
 
 class GMLP(_Patches):

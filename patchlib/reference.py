@@ -196,15 +196,19 @@ def fourier_matrix(size: int) -> np.ndarray:
     return np.exp(-2j * np.pi * np.outer(steps, steps) / size)
 
 
-def fourier_mixing(x: np.ndarray, weights: dict) -> np.ndarray:
-    """The real part of one Fourier matrix over tokens and another over channels (Lee-Thorp et al., 2022, eq. 3)."""
-    _, tokens, dim = x.shape
-    return np.einsum("pq,nqc,cd->npd", fourier_matrix(tokens), x, fourier_matrix(dim)).real
+def fourier_mixing(x: np.ndarray, weights: dict, norm: str = "backward") -> np.ndarray:
+    """The real part of one Fourier matrix over tokens and another over channels (Lee-Thorp et al., 2022, eq. 3).
+
+    With ``norm`` "ortho" both matrices are divided by the root of their size, and so keep lengths.
+    """
+    over_tokens, over_channels = map(fourier_matrix, x.shape[1:])
+    mixed = np.einsum("pq,nqc,cd->npd", over_tokens, x, over_channels).real
+    return mixed / np.sqrt(len(over_tokens) * len(over_channels)) if norm == "ortho" else mixed
 
 
-def fnet_block(x: np.ndarray, weights: dict, epsilon: float) -> np.ndarray:
+def fnet_block(x: np.ndarray, weights: dict, epsilon: float, norm: str = "backward") -> np.ndarray:
     """Fourier mixing, then an MLP, each added and then normalised (Lee-Thorp et al., 2022, fig. 1)."""
-    x = layer_norm(x + fourier_mixing(x, weights), weights, "fourier_norm", epsilon)
+    x = layer_norm(x + fourier_mixing(x, weights, norm), weights, "fourier_norm", epsilon)
     return layer_norm(x + mlp(x, weights, "mlp/"), weights, "mlp_norm", epsilon)
 
 

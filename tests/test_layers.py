@@ -91,6 +91,16 @@ CONTRACT = {
     ),
     "SequencePooling": ({}, SEQUENCE, reference.sequence_pooling),
     "FourierMixing": ({}, SEQUENCE, reference.fourier_mixing),
+    "FourierMixing that keeps lengths": (
+        {"norm": "ortho"},
+        SEQUENCE,
+        lambda x, w: reference.fourier_mixing(x, w, "ortho"),
+    ),
+    "FNetBlock that keeps lengths": (
+        {"hidden_dim": 7, "norm": "ortho"},
+        SEQUENCE,
+        lambda x, w: reference.fnet_block(x, w, 1e-6, "ortho"),
+    ),
     "FNetBlock": ({"hidden_dim": 7, "dropout": 0.1}, SEQUENCE, lambda x, w: reference.fnet_block(x, w, 1e-6)),
     "SpatialGatingUnit": ({"gate_stddev": 1e-6}, SEQUENCE, lambda x, w: reference.spatial_gating_unit(x, w, 1e-6)),
     "GMLPBlock": (
@@ -173,9 +183,10 @@ ARGUMENTS = {
         "epsilon": (0.1, {"output"}),
     },
     "SequencePooling": {},
-    "FourierMixing": {},
+    "FourierMixing": {"norm": ("ortho", {"output"})},
     "FNetBlock": {
         "hidden_dim": (8, {"mlp/expand", "mlp/project"}),
+        "norm": ("ortho", {"output"}),
         "activation": ("relu", {"output"}),
         "dropout": (0.7, {"training"}),
         "epsilon": (0.1, {"output"}),

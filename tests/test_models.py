@@ -171,6 +171,7 @@ ARGUMENTS = {
             "patch_size": (4, {"stem", "position"}),
             "dim": (5, {"stem", "position", "head"} | BLOCKS),
             "hidden_dim": (6, BLOCKS),
+            "norm": ("ortho", "inference", "block_0"),
             "position": (False, {"position"}),
         },
     ),

@@ -146,7 +146,9 @@ def test_a_tier_is_parameters_of_its_notebook(path):
 def test_every_architecture_has_its_notebook_and_tiers():
     assert {*SCHEMAS, "compare"} == {path.stem for path in NOTEBOOKS}
     tiers = {path.stem for path in (ROOT / "notebooks" / "tiers").glob("*.yaml")}
-    wanted = {f"{name}-{tier}" for name in SCHEMAS for tier in ("baseline", "fast", "tuned")}  # or `make full` would run none
+    wanted = {
+        f"{name}-{tier}" for name in SCHEMAS for tier in ("baseline", "fast", "tuned")
+    }  # or `make full` would run none
     assert wanted <= tiers, f"there is no {', '.join(sorted(wanted - tiers))}"
 
 

@@ -4,7 +4,7 @@ import math
 
 from patchlib.backend import keras, ops
 from patchlib.layers import kernels
-from patchlib.layers.base import Block
+from patchlib.layers.base import Block, one_of
 from patchlib.layers.mlp import MLP
 
 
@@ -14,11 +14,26 @@ class FourierMixing(Block):
 
     Computed in float32 whatever the dtype policy: there are no complex numbers of half the size.
 
+    Args:
+        norm: as in ``numpy.fft``: "backward", the sum as it is, as in the paper; "ortho", that divided by the root of
+            tokens * dim, which keeps the length of what is mixed.
+
     Input and output: float (N, tokens, dim).
+
+    Raises:
+        ValueError: ``norm`` is another word.
     """
 
+    def __init__(self, norm="backward", **kwargs):
+        super().__init__(**kwargs)
+        one_of(("backward", "ortho"), norm=norm)
+        self.norm = norm
+
     def call(self, x):
-        return ops.cast(kernels.fourier(ops.cast(x, "float32")), self.compute_dtype)
+        mixed = kernels.fourier(ops.cast(x, "float32"))
+        if self.norm == "ortho":
+            mixed /= math.sqrt(x.shape[1] * x.shape[2])
+        return ops.cast(mixed, self.compute_dtype)
 
     def multiply_adds(self, input_shape):
         """Of a fast Fourier transform of n complex numbers, by the usual count of 5 n log2(n) operations."""
@@ -35,22 +50,25 @@ class FNetBlock(Block):
         activation: name or function of the activation.
         dropout: rate after the MLP's activation.
         epsilon: of the LayerNorms.
+        norm: see ``FourierMixing``. As the paper has it, the transform is some 90 times as large as what it's added to,
+            at this project's sizes, and little is left of the input.
 
     Input and output: float (N, tokens, dim).
 
     Raises:
-        ValueError: ``hidden_dim`` isn't a positive integer, or ``dropout`` isn't at least 0 and less than 1.
+        ValueError: ``hidden_dim`` isn't a positive integer, ``dropout`` isn't at least 0 and less than 1, or ``norm``
+            is another word.
     """
 
     mixes_space = ("fourier", "fourier_norm")
 
-    def __init__(self, hidden_dim, activation="gelu", dropout=0.0, epsilon=1e-6, **kwargs):
+    def __init__(self, hidden_dim, activation="gelu", dropout=0.0, epsilon=1e-6, norm="backward", **kwargs):
         super().__init__(**kwargs)
-        self.hidden_dim = hidden_dim
+        self.hidden_dim, self.norm = hidden_dim, norm
         self.activation = kernels.activation(activation)
         self.dropout, self.epsilon = dropout, epsilon
         part = {"dtype": self.dtype_policy}
-        self.fourier = FourierMixing(name="fourier", **part)
+        self.fourier = FourierMixing(norm, name="fourier", **part)
         self.fourier_norm = kernels.LayerNormalization(epsilon=epsilon, name="fourier_norm", **part)
         self.mlp = MLP(hidden_dim, self.activation, dropout, name="mlp", **part)
         self.mlp_norm = kernels.LayerNormalization(epsilon=epsilon, name="mlp_norm", **part)
