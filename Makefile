@@ -13,8 +13,8 @@ help:  ## what there is
 run: .venv/ready  ## run a notebook: make run NB=convmixer TIER=tuned DATA=cifar10 LIMIT=2000 EPOCHS=2 SEED=0 ARGS="--set dim=64"
 	@$(PY) -m patchlib run $(NB) --tier $(TIER) --seed $(or $(SEED),0) $(SETTINGS) $(ARGS)
 
-full: .venv/ready  ## the full runs: every notebook, baseline and tuned, three seeds; again goes on: make full ARGS="--workers 2"
-	$(PY) -m patchlib run --tier baseline tuned --seeds 3 --out runs/full $(ARGS)
+full: .venv/ready  ## the full runs: every notebook, all tiers, three seeds; again goes on: make full ARGS="--workers 2"
+	$(PY) -m patchlib run --tier fast tuned baseline --seeds 3 --out runs/full $(ARGS)
 
 test: .venv/ready .venv-jax/ready  ## all that CI runs: ruff, unit tests on TensorFlow and JAX, every notebook's outputs
 	.venv/bin/ruff check .
