@@ -20,7 +20,9 @@ def _parser():
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("run", help=what, description=f"{what} {again}", epilog=codes, allow_abbrev=False)
     run.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help=f"{', '.join(ARCHITECTURES)} (default: all)")
-    run.add_argument("--tier", nargs="+", default=["smoke"], help="smoke (default), baseline, fast, tuned; one or several")
+    run.add_argument(
+        "--tier", nargs="+", default=["smoke"], help="smoke (default), baseline, fast, tuned; one or several"
+    )
     seeds = run.add_mutually_exclusive_group()
     seeds.add_argument(
         "--seeds", nargs="+", type=_number(0), default=[1], metavar="N", help="3: seeds 0 1 2; 4 7: these"

@@ -64,7 +64,10 @@ def at_size(model: keras.Model, side: int) -> keras.Model:
         if any(getattr(layer, "fixed_positions", False) for layer in model.layers) and side != model.input_shape[1]:
             raise ValueError(f"{model.name} takes no images of {side} pixels a side: its weights belong to positions.")
     images = keras.Input((side, side, model.input_shape[-1]), name="images")
-    return keras.models.clone_model(model, images, clone_function=lambda layer: layer)
+    try:
+        return keras.models.clone_model(model, images, clone_function=lambda layer: layer)
+    except ValueError as error:
+        raise ValueError(f"{model.name} takes no images of {side} pixels a side: a layer refuses them.") from error
 
 
 def whiten(model: keras.Model, images: np.ndarray, seed: int = 0, epsilon: float = 0.02) -> None:

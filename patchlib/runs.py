@@ -1,10 +1,12 @@
 """Training into a run's folder: a checkpoint after each epoch, and the model and its run card when it's done.
 
-Every file appears whole or not at all, the card last but one thing: then the checkpoint goes.
+Every file appears whole or not at all, the card last but one thing: then the checkpoints go.
 """
 
+import contextlib
 import datetime
 import hashlib
+import inspect
 import json
 import os
 import shlex
@@ -20,6 +22,10 @@ from patchlib.backend import keras
 from patchlib.cards import CARD, CHECKPOINT, MODEL, PROGRESS, SCHEMA, RunError
 from patchlib.data import Data
 from patchlib.parameters import ARCHITECTURES, Recipe, RunParameters
+
+# What a checkpoint holds beside its progress: all that training goes on from, the best weights, a hash of the three.
+_STATE, _BEST, _DIGEST = "state.npz", "best.npz", "sha256"
+_PLAIN = (str, int, float, bool, type(None))
 
 
 def new_folder(parameters: RunParameters, architecture: str) -> Path:
@@ -103,9 +109,9 @@ def _train(model, data, recipe, folder):
         "parameters": _without_folder(recipe),
         "fingerprint": data.fingerprint,
         "dtype_policy": optimizers.dtype_policy(model),
-        "model": _model_fingerprint(model),
+        "layers": {layer.name: _configuration(layer) for layer in model.layers},
     }
-    progress, started = _resume(folder, identity)
+    progress, started = _resume(folder, identity, model)
     steps = training.count_steps(data.train, recipe)
     notes = [f"{steps:,} steps an epoch, {recipe.epochs * steps:,} in all", *training.few_steps(data.train, recipe)]
     print(*notes, sep="\n")
@@ -172,10 +178,15 @@ def _command(identity):
     return shlex.join(["papermill", notebook, "out.ipynb", "--cwd", "notebooks", *given])
 
 
-def _model_fingerprint(model):
-    """A hash of the layers' configurations."""
-    configurations = json.dumps([layer.get_config() for layer in model.layers], sort_keys=True, default=str)
-    return hashlib.sha256(configurations.encode()).hexdigest()
+def _configuration(layer):
+    """A layer's class and arguments, as JSON gives them back."""
+    return json.loads(json.dumps({"class": type(layer).__name__, **layer.get_config()}, default=str))
+
+
+def _defaults(layer):
+    """The arguments that a layer's classes have a default for, as in its configuration."""
+    parameters = [inspect.signature(kind.__init__).parameters.values() for kind in reversed(type(layer).__mro__)]
+    return {p.name: p.default for part in parameters for p in part if p.default is not p.empty}
 
 
 def _without_folder(recipe):
@@ -203,33 +214,60 @@ def _write_whole(path, write):
 
 
 def _checkpoint(folder, progress, record):
-    """Write a checkpoint as a folder, whole or not at all, then remove the older ones."""
-    older = cards.checkpoints(folder)
+    """Write a checkpoint as a folder, whole or not at all; the one before it stays, those before that go."""
     final = folder / f"{CHECKPOINT}{progress.epoch:05}"
     partial = folder / f"{final.name}.partial"
     partial.mkdir()
-    np.savez(partial / "state.npz", *progress.state)
-    np.savez(partial / "best.npz", *progress.best_weights)
+    np.savez(partial / _STATE, *progress.state)
+    np.savez(partial / _BEST, *progress.best_weights)
     reached = {"history": progress.history, "best_epoch": progress.best_epoch}
     (partial / PROGRESS).write_text(json.dumps(record | reached))
+    (partial / _DIGEST).write_text(_digest(partial))
+    if final.exists():  # broken, so that the run went on from the one before it
+        shutil.rmtree(final)
     partial.rename(final)
-    for checkpoint in older:
+    for checkpoint in cards.checkpoints(folder)[:-2]:
         shutil.rmtree(checkpoint)
 
 
-def _resume(folder, identity):
-    """The progress of the newest checkpoint, or none yet, and when the run started."""
+def _digest(checkpoint):
+    """One hash of all that a checkpoint is made of."""
+    parts = [hashlib.sha256((checkpoint / name).read_bytes()).hexdigest() for name in (PROGRESS, _STATE, _BEST)]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def _whole(checkpoint):
+    with contextlib.suppress(OSError):
+        return (checkpoint / _DIGEST).read_text() == _digest(checkpoint)
+    return False
+
+
+def _resume(folder, identity, model):
+    """The progress of the newest checkpoint that is whole, or none yet, and when the run started."""
     checkpoints = cards.checkpoints(folder)
     if not checkpoints:
         return training.Progress(), _now()
-    newest = checkpoints[-1]
+    newest = next(filter(_whole, reversed(checkpoints)), None)
+    if newest is None:
+        raise RunError(f"{folder} holds an interrupted run, and no checkpoint of it is whole: remove it to begin anew.")
+    if newest != checkpoints[-1]:
+        print(f"{checkpoints[-1].name} is broken: going on from {newest.name}")
     record = json.loads((newest / PROGRESS).read_text())
-    there, here = (run | cards.parameters(run) for run in (record["run"], json.loads(json.dumps(identity))))
-    del there["parameters"], here["parameters"]
+    there, here = _comparable(record["run"], model), _comparable(json.loads(json.dumps(identity)), model)
     if changed := cards.difference(there, here):
         raise RunError(f"{folder} holds another run, interrupted ({changed}): choose another run_dir, or remove it.")
-    best, state = _arrays(newest / "best.npz"), _arrays(newest / "state.npz")
+    best, state = _arrays(newest / _BEST), _arrays(newest / _STATE)
     return training.Progress(record["history"], record["best_epoch"], best, state), record["started"]
+
+
+def _comparable(run, model):
+    """What identifies a run, in one dictionary; a parameter or a layer's argument younger than it has its default."""
+    flat = cards.parameters(run) | {name: run[name] for name in ("architecture", "fingerprint", "dtype_policy")}
+    defaults = {layer.name: _defaults(layer) for layer in model.layers}
+    for layer, configuration in run["layers"].items():
+        known = {name: value for name, value in defaults.get(layer, {}).items() if isinstance(value, _PLAIN)}
+        flat |= {f"{layer}: {name}": value for name, value in (known | configuration).items()}
+    return flat
 
 
 def _arrays(path):

@@ -1,6 +1,7 @@
 import datetime
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -196,6 +197,7 @@ EVERYTHING = {"optimizer": "muon", "trivial_augment": True, "erasing": 0.5, "mix
     [
         (small_model, 1, {"schedule": "one_cycle"}),
         (small_model, 3, {"schedule": "one_cycle", "ema": 0.5}),
+        (random_cct, 2, {"start_size": 5, "whiten": True, "alternate": True, "optimizer": "muon"}),
         (random_cct, 2, {"schedule": "cosine", "warmup_epochs": 0.5, "ema": 0.5, **EVERYTHING}),
     ],
 )
@@ -230,8 +232,100 @@ def test_another_run_in_the_folder_is_named(tmp_path, monkeypatch):
         runs.train(small_model(), tiny(), RECIPE, tmp_path)
     with pytest.raises(cards.RunError, match="another run.*batch_size is 12 there and 6 here"):
         runs.train(small_model(), tiny(), changed(batch_size=6), tmp_path)
-    with pytest.raises(cards.RunError, match="another run.*model is"):
+    with pytest.raises(cards.RunError, match="another run.*stem: epsilon is 0.001 there and 1e-05 here"):
         runs.train(small_model(batchnorm_epsilon=1e-5), tiny(), RECIPE, tmp_path)
+    with pytest.raises(cards.RunError, match="another run.*block_1: .* is None there"):
+        runs.train(small_model(depth=2), tiny(), RECIPE, tmp_path)
+
+
+def interrupted(folder, monkeypatch, after, model=small_model, recipe=RECIPE):
+    """A run that was stopped after so many epochs, and how it would have ended."""
+    keep = runs._checkpoint
+
+    def stop(where, progress, record):
+        keep(where, progress, record)
+        if progress.epoch == after:
+            raise Stop
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(runs, "_checkpoint", stop)
+        runs.train(model(), tiny(), recipe, folder)
+    whole = folder.with_name("whole")
+    return runs.train(model(), tiny(), recipe, whole)["metrics"]
+
+
+def rewrite(checkpoint, change):
+    """Change a checkpoint's record, as a younger or an older version of this project would have written it."""
+    record = json.loads((checkpoint / "progress.json").read_text())
+    change(record["run"])
+    (checkpoint / "progress.json").write_text(json.dumps(record))
+    (checkpoint / "sha256").write_text(runs._digest(checkpoint))
+
+
+def test_a_checkpoint_older_than_a_parameter_and_a_layers_argument_is_resumed(tmp_path, monkeypatch):
+    expected = interrupted(tmp_path / "run", monkeypatch, after=2)
+    for checkpoint in cards.checkpoints(tmp_path / "run"):
+        rewrite(checkpoint, lambda run: (run["parameters"].pop("erasing"), run["layers"]["block_0"].pop("activation")))
+    assert runs.train(small_model(9), tiny(), RECIPE, tmp_path / "run")["metrics"] == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda run: run["parameters"].update(shear=0.5), "shear is 0.5 there and None here"),
+        (lambda run: run["layers"]["block_0"].update(gated=True), "block_0: gated is True there and None here"),
+        (lambda run: run["layers"].update(extra={"class": "Dense"}), "extra: class is 'Dense' there and None here"),
+        (
+            lambda run: run["layers"]["stem"].update({"class": "Conv"}),
+            "stem: class is 'Conv' there and 'ConvStem' here",
+        ),
+    ],
+)
+def test_what_a_checkpoint_says_and_nothing_here_knows_is_named(tmp_path, monkeypatch, change, words):
+    interrupted(tmp_path / "run", monkeypatch, after=1)
+    rewrite(tmp_path / "run" / "checkpoint-00001", change)
+    with pytest.raises(cards.RunError, match=re.escape(words)):
+        runs.train(small_model(), tiny(), RECIPE, tmp_path / "run")
+
+
+def cut(checkpoint):
+    (checkpoint / "state.npz").write_bytes((checkpoint / "state.npz").read_bytes()[:-100])
+
+
+def lose(checkpoint):
+    (checkpoint / "best.npz").unlink()
+
+
+def empty(checkpoint):
+    (checkpoint / "progress.json").write_text("")
+
+
+def swap(checkpoint):
+    """Another epoch's state."""
+    (checkpoint / "state.npz").write_bytes((checkpoint.with_name("checkpoint-00001") / "state.npz").read_bytes())
+
+
+@pytest.mark.parametrize("damage", [cut, lose, empty, swap])
+def test_a_broken_checkpoint_gives_way_to_the_one_before_it(tmp_path, monkeypatch, capsys, damage):
+    expected = interrupted(tmp_path / "run", monkeypatch, after=2)
+    damage(tmp_path / "run" / "checkpoint-00002")
+    card = runs.train(small_model(9), tiny(), RECIPE, tmp_path / "run")
+    assert "checkpoint-00002 is broken: going on from checkpoint-00001" in capsys.readouterr().out
+    assert card["metrics"] == expected and names(tmp_path / "run") == ["model.keras", "run.json"]
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_begun_anew(tmp_path, monkeypatch):
+    interrupted(tmp_path / "run", monkeypatch, after=2)
+    assert [path.name for path in cards.checkpoints(tmp_path / "run")] == ["checkpoint-00001", "checkpoint-00002"]
+    for checkpoint in cards.checkpoints(tmp_path / "run"):
+        cut(checkpoint)
+    with pytest.raises(cards.RunError, match="no checkpoint of it is whole"):
+        runs.train(small_model(), tiny(), RECIPE, tmp_path / "run")
+
+
+def test_two_checkpoints_are_kept(tmp_path, monkeypatch):
+    interrupted(tmp_path / "run", monkeypatch, after=3, recipe=changed(epochs=5))
+    assert [path.name for path in cards.checkpoints(tmp_path / "run")] == ["checkpoint-00002", "checkpoint-00003"]
 
 
 KILLED = """
