@@ -86,6 +86,12 @@ def recipe(model: keras.Model, data: Data, parameters: Recipe) -> None:
     dropped = [words for layer in model.layers for words in _dropouts(layer, layer.name)]
     print("dropped in training:", ", ".join(dropped) or "nothing")
     print("each image:", batches.augment)
+    if batches.mirrored_first is not None:
+        print("mirrored in every second epoch")
+    if parameters.start_size:
+        print("pixels a side, epoch by epoch:", *training.sides(data.train, parameters))
+    if parameters.whiten:
+        print("the first layer starts from whitened patches")
     print("each batch:", batches.mix)
 
 
@@ -108,7 +114,8 @@ def trained(model: keras.Model, data: Data, card: dict) -> None:
         f"the model's validation accuracy is {counted:.4f}, its card's {metrics['val_accuracy']:.4f}"
     )
     if card["parameters"]["select_by"] == "val_accuracy":
-        best = max(history["val_accuracy"])
+        whole = zip(history["val_accuracy"], history["side"], strict=True)
+        best = max(accuracy for accuracy, side in whole if side == history["side"][-1])
         assert metrics["val_accuracy"] == best, f"the card's accuracy is {metrics['val_accuracy']}, the best {best}"
     print("the model at hand has the card's validation accuracy")
 

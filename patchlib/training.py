@@ -195,6 +195,7 @@ def epochs(model: keras.Model, data: Data, recipe: Recipe, progress: Progress) -
             fitted = trained.fit(batches, shuffle=False, verbose=0, callbacks=callbacks).history
             row = {"loss": fitted["loss"][0], "accuracy": fitted["accuracy"][0], "seconds": time.perf_counter() - start}
             row["learning_rate"] = float(model.optimizer.learning_rate)  # at the end of the epoch, as Keras logs it
+            row["side"] = grown[epoch]
             _refuse_divergence(row["loss"], epoch, recipe)
             progress.state = [np.array(v) for v in state]
             if recipe.ema:
@@ -203,7 +204,7 @@ def epochs(model: keras.Model, data: Data, recipe: Recipe, progress: Progress) -
             _refuse_divergence(row["val_loss"], epoch, recipe)
             for name, value in row.items():
                 progress.history.setdefault(name, []).append(value)
-            if _best(progress.history, recipe.select_by, grown.index(grown[-1])) == epoch:
+            if grown[epoch] == grown[-1] and _best(progress.history, recipe.select_by) == epoch:
                 progress.best_epoch, progress.best_weights = epoch, model.get_weights()
             if recipe.ema:
                 _assign(state, progress.state)
@@ -241,10 +242,11 @@ def accuracy_without(model: keras.Model, split: Split, *paths: str) -> float:
             weight.assign(value)
 
 
-def _best(history, select_by, first) -> int | None:
-    """The epoch to keep, of those from ``first`` on; the first of equals."""
-    sign = -1 if select_by == "val_loss" else 1
-    return max(range(first, len(history[select_by])), key=lambda epoch: sign * history[select_by][epoch], default=None)
+def _best(history, select_by) -> int:
+    """The epoch to keep, of those of images as large as the last one's; the first of equals."""
+    sign, sides = -1 if select_by == "val_loss" else 1, history["side"]
+    whole = [epoch for epoch, side in enumerate(sides) if side == sides[-1]]
+    return max(whole, key=lambda epoch: sign * history[select_by][epoch])
 
 
 def _refuse_divergence(loss, epoch, recipe):

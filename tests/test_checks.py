@@ -21,7 +21,12 @@ def data_of(count, classes, contrast=255):
 
 
 def card_of(accuracy):
-    history, metrics = {"loss": [1.0], "val_accuracy": [accuracy]}, {"val_accuracy": accuracy}
+    history = {
+        "loss": [1.0, 1.0],
+        "val_accuracy": [1.0, accuracy],
+        "side": [4, 8],
+    }  # the first, of small images, can't win
+    metrics = {"val_accuracy": accuracy}
     return {"history": history, "metrics": metrics, "parameters": {"select_by": "val_accuracy"}}
 
 
@@ -125,3 +130,8 @@ def test_a_recipe_is_read_back_from_what_was_compiled_not_from_what_was_asked(ca
         "mixup=0.7",
     ):
         assert words in told, told
+    assert "mirrored" not in told and "pixels" not in told and "whitened" not in told
+    checks.recipe(model, data, Recipe(epochs=3, start_size=16, alternate=True, whiten=True, batch_size=10))
+    told = capsys.readouterr().out
+    assert "flip=False" in told and "mirrored in every second epoch" in told and "whitened patches" in told
+    assert "pixels a side, epoch by epoch: 16 24 32\n" in told
