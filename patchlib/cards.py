@@ -18,7 +18,7 @@ from patchlib import markdown
 from patchlib.parameters import ARCHITECTURES, Recipe, RunParameters
 
 SCHEMA = 1
-CARD, MODEL = "run.json", "model.keras"
+CARD, MODEL, PREDICTIONS = "run.json", "model.keras", "predictions.npz"
 CHECKPOINT, PROGRESS = "checkpoint-", "progress.json"  # a folder, and the file in it that is no array
 
 

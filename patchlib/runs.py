@@ -17,9 +17,9 @@ from pathlib import Path
 import filelock
 import numpy as np
 
-from patchlib import cards, cost, machine, optimizers, training
+from patchlib import cards, cost, evaluation, machine, optimizers, training
 from patchlib.backend import keras
-from patchlib.cards import CARD, CHECKPOINT, MODEL, PROGRESS, SCHEMA, RunError
+from patchlib.cards import CARD, CHECKPOINT, MODEL, PREDICTIONS, PROGRESS, SCHEMA, RunError
 from patchlib.data import Data
 from patchlib.parameters import ARCHITECTURES, Recipe, RunParameters
 
@@ -121,9 +121,12 @@ def _train(model, data, recipe, folder):
         _checkpoint(folder, progress, {"run": identity, "started": started, "notes": notes})
         if not sys.stderr.isatty():
             print(cards.epoch_line(progress.history, progress.epoch - 1, recipe.epochs), flush=True)
-    card = _card(model, data, recipe, identity, progress, started)
+    logits = training.logits(model, data.test, recipe.batch_size)
+    card = _card(model, data, recipe, identity, progress, started, logits)
+    predictions = _predictions(logits, data.test)
     bare = keras.Model(model.inputs, model.outputs, name=model.name)  # uncompiled, or loading would need the schedule
     _write_whole(folder / MODEL, bare.save)
+    _write_whole(folder / PREDICTIONS, lambda path: np.savez_compressed(path, **predictions))
     _write_whole(folder / CARD, lambda path: path.write_text(json.dumps(card, indent=1, allow_nan=False) + "\n"))
     if not os.environ.get("PATCHLIB_KEEP_CHECKPOINT"):  # `patchlib run` keeps it until the notebook's last cell ran
         for checkpoint in cards.checkpoints(folder):
@@ -131,9 +134,18 @@ def _train(model, data, recipe, folder):
     return card
 
 
-def _card(model, data, recipe, identity, progress, started):
-    tested = training.evaluate(model, data.test, recipe.batch_size)
-    history = progress.history
+def _predictions(logits, split):
+    """For each test image the class that it's taken for and the true class' rank, in as few bytes as they need."""
+    dtype = np.min_scalar_type(logits.shape[1])
+    rank = evaluation.ranks(logits, split.labels)
+    return {"predicted": logits.argmax(axis=1).astype(dtype), "rank": rank.astype(dtype)}
+
+
+def _card(model, data, recipe, identity, progress, started, logits):
+    history, labels = progress.history, data.test.labels
+    rank = evaluation.ranks(logits, labels)
+    temperature = evaluation.temperature(training.logits(model, data.validation), data.validation.labels)
+    errors = [evaluation.calibration_error(logits, labels, t) for t in (1.0, temperature)]
     steady = history["seconds"][1:] or history["seconds"]  # the first epoch compiles
     trainable = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
     counts = {"parameters": model.count_params(), "trainable_parameters": trainable}
@@ -155,9 +167,13 @@ def _card(model, data, recipe, identity, progress, started):
         "best_epoch": progress.best_epoch + 1,
         "metrics": {
             "val_accuracy": history["val_accuracy"][progress.best_epoch],
-            "test_accuracy": tested["accuracy"],
-            "test_top5": tested["top5"] if data.num_classes > 5 else None,
+            "test_accuracy": float((rank == 0).mean()),
+            "test_top5": float((rank < 5).mean()) if data.num_classes > 5 else None,
         },
+        "test_accuracy_by_class": evaluation.accuracy_by_class(rank, labels, data.num_classes),
+        # The temperature is fitted on the validation images; the error of calibration is on the test images.
+        "calibration": dict(zip(("temperature", "error", "error_at_temperature"), (temperature, *errors), strict=True)),
+        "weights": _weights_digest(model),
         "time": {
             "seconds": sum(history["seconds"]),
             "seconds_per_epoch": float(np.median(steady)),
@@ -169,6 +185,14 @@ def _card(model, data, recipe, identity, progress, started):
         "started": started,
         "finished": _now(),
     }
+
+
+def _weights_digest(model):
+    """The sha256 of all weights, in their order, as float32."""
+    digest = hashlib.sha256()
+    for weight in model.get_weights():
+        digest.update(np.ascontiguousarray(weight, "<f4"))
+    return digest.hexdigest()
 
 
 def _command(identity):

@@ -265,6 +265,11 @@ def evaluate(model: keras.Model, split: Split, batch_size: int = 128) -> dict[st
     return model.evaluate(_InOrder(split, model, batch_size), verbose=0, return_dict=True)
 
 
+def logits(model: keras.Model, split: Split, batch_size: int = 128) -> np.ndarray:
+    """What a model says of each of a split's images: float32 (N, classes)."""
+    return model.predict(_InOrder(split, model, batch_size), verbose=0)
+
+
 class _InOrder(keras.utils.PyDataset):
     """A split's images and one-hot labels in their order, in batches of which the last may be smaller."""
 

@@ -18,7 +18,20 @@ from patchlib.parameters import ARCHITECTURES
 
 ROOT = Path(__file__).parents[1]
 ORDER = ["backend", "markdown", "parameters", "pictures", "data", "augment", "reference", "layers", "models", "cost"]
-ORDER += ["optimizers", "training", "machine", "cards", "runs", "checks", "plots", "compare", "plan", "batch", "cli"]
+ORDER += [
+    "optimizers",
+    "training",
+    "evaluation",
+    "machine",
+    "cards",
+    "runs",
+    "checks",
+    "plots",
+    "compare",
+    "plan",
+    "batch",
+    "cli",
+]
 ORDER += ["__main__"]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from test_training import RECIPE, changed, small_model, tiny
 
-from patchlib import cards, models, runs, training
+from patchlib import cards, evaluation, models, runs, training
 from patchlib.data import Data, Split
 from patchlib.parameters import ConvMixer, Recipe
 
@@ -33,6 +33,9 @@ KEYS = [
     "history",
     "best_epoch",
     "metrics",
+    "test_accuracy_by_class",
+    "calibration",
+    "weights",
     "time",
     "hardware",
     "versions",
@@ -50,7 +53,7 @@ def names(folder):
 def test_a_run_leaves_a_card_and_a_model_in_its_folder_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     card = runs.train(small_model(), tiny(), RECIPE, tmp_path / "run")
-    assert names(tmp_path) == ["model.keras", "run", "run.json"]
+    assert names(tmp_path) == ["model.keras", "predictions.npz", "run", "run.json"]
     assert list(card) == KEYS
     assert cards.load_card(tmp_path / "run") == card == json.loads((tmp_path / "run" / "run.json").read_text())
     counts = {"train": 48, "validation": 12, "test": 12}
@@ -88,7 +91,7 @@ def test_every_number_of_a_card_is_what_it_says(tmp_path, capsys):
     assert card["metrics"]["test_accuracy"] < card["metrics"]["test_top5"]
     assert card["best_epoch"] == 1 + history["val_accuracy"].index(max(history["val_accuracy"]))  # epochs count from 1
 
-    names = {"loss", "accuracy", "learning_rate", "seconds", "val_loss", "val_accuracy", "val_top5"}
+    names = {"loss", "accuracy", "learning_rate", "seconds", "side", "val_loss", "val_accuracy", "val_top5"}
     assert set(history) == names and {len(values) for values in history.values()} == {5}
     assert history["learning_rate"] == pytest.approx([0.1] * 5)
     steady = np.median(history["seconds"][1:])
@@ -127,10 +130,36 @@ def test_steps_are_told_and_remarked_on_before_training(tmp_path, capsys, monkey
 
 
 def test_the_test_set_is_read_once_and_at_the_end(tmp_path, monkeypatch):
-    data, asked, evaluate = tiny(), [], training.evaluate
-    monkeypatch.setattr(training, "evaluate", lambda m, split, *a: asked.append(split) or evaluate(m, split, *a))
+    data, asked = tiny(), []
+    for name in ("evaluate", "logits"):
+        known = getattr(training, name)
+        monkeypatch.setattr(
+            training, name, lambda m, s, *a, known=known: asked.append(s is data.test) or known(m, s, *a)
+        )
     runs.train(small_model(), data, RECIPE, tmp_path)
-    assert [split is data.test for split in asked] == [False] * RECIPE.epochs + [True]
+    assert asked[: RECIPE.epochs] == [False] * RECIPE.epochs and sum(asked) == 1
+
+
+def test_from_the_predictions_anyone_counts_what_the_card_says(tmp_path):
+    data, model = tiny(test_labels=np.arange(12) % 2), small_model()
+    card = runs.train(model, data, RECIPE, tmp_path)
+    saved = np.load(tmp_path / "predictions.npz")
+    predicted, rank = saved["predicted"], saved["rank"]
+    logits, validation = (model.predict(split.images, verbose=0) for split in (data.test, data.validation))
+    assert predicted.dtype == rank.dtype == np.uint8 and (predicted == logits.argmax(axis=1)).all()
+    right = predicted == data.test.labels
+    assert card["metrics"]["test_accuracy"] == right.mean() == (rank == 0).mean()
+    by_class = [right[0::2].mean(), right[1::2].mean(), None]
+    assert card["test_accuracy_by_class"] == by_class
+    temperature = card["calibration"]["temperature"]
+    assert temperature == pytest.approx(evaluation.temperature(validation, data.validation.labels), rel=1e-3)
+    for key, t in (("error", 1), ("error_at_temperature", temperature)):
+        expected = evaluation.calibration_error(logits, data.test.labels, t)
+        assert card["calibration"][key] == pytest.approx(expected, abs=1e-4)
+    before = card["weights"]
+    assert before == runs._weights_digest(model) and len(before) == 64
+    model.weights[0].assign(model.weights[0] + 1e-3)
+    assert before != runs._weights_digest(model)
 
 
 def test_a_finished_run_is_not_overwritten(tmp_path):
@@ -311,7 +340,7 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before_it(tmp_path, monkeypatc
     damage(tmp_path / "run" / "checkpoint-00002")
     card = runs.train(small_model(9), tiny(), RECIPE, tmp_path / "run")
     assert "checkpoint-00002 is broken: going on from checkpoint-00001" in capsys.readouterr().out
-    assert card["metrics"] == expected and names(tmp_path / "run") == ["model.keras", "run.json"]
+    assert card["metrics"] == expected and names(tmp_path / "run") == ["model.keras", "predictions.npz", "run.json"]
 
 
 def test_where_no_checkpoint_is_whole_nothing_is_begun_anew(tmp_path, monkeypatch):
@@ -351,7 +380,7 @@ def test_a_killed_run_leaves_nothing_half_written_and_goes_on(tmp_path):
     whole = runs.train(small_model(), tiny(), changed(epochs=12), tmp_path / "whole")
     assert "continuing after epoch" in again.stdout
     assert json.loads(again.stdout.splitlines()[-1]) == whole["history"]["loss"]
-    assert names(tmp_path / "run") == ["model.keras", "run.json"]
+    assert names(tmp_path / "run") == ["model.keras", "predictions.npz", "run.json"]
 
 
 @pytest.mark.jax

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from patchlib import evaluation
+
+
+def some(count=400, classes=7, seed=0):
+    rng = np.random.default_rng(seed)
+    logits = 2 * rng.normal(size=(count, classes))
+    labels = np.array([rng.choice(classes, p=np.exp(row) / np.exp(row).sum()) for row in logits])
+    return logits, labels
+
+
+def test_ranks_make_accuracies():
+    logits, labels = some()
+    rank = evaluation.ranks(logits, labels)
+    assert (rank == 0).tolist() == (logits.argmax(axis=1) == labels).tolist()
+    for k in (1, 3, 5):
+        expected = metrics.top_k_accuracy_score(labels, logits, k=k, labels=range(7))
+        assert (rank < k).mean() == pytest.approx(expected)
+
+
+def test_of_equal_logits_the_first_comes_first():
+    assert evaluation.ranks(np.zeros((3, 3)), np.arange(3)).tolist() == [0, 1, 2]
+
+
+def test_accuracy_by_class_is_the_confusion_matrix_diagonal():
+    logits, labels = some()
+    labels[labels == 4] = 5
+    found = evaluation.accuracy_by_class(evaluation.ranks(logits, labels), labels, 7)
+    confusion = metrics.confusion_matrix(labels, logits.argmax(axis=1), labels=range(7))
+    for label, accuracy in enumerate(found):
+        assert (
+            accuracy is None
+            if label == 4
+            else accuracy == pytest.approx(confusion[label, label] / confusion[label].sum())
+        )
+
+
+def test_calibration_error_is_the_mean_gap_between_confidence_and_accuracy():
+    # Ten answers of confidence 0.8, of which six are right, and ten of 0.6, of which nine are.
+    confident, unsure = np.log([[0.8, 0.2]] * 10), np.log([[0.6, 0.4]] * 10)
+    labels = np.array([0] * 6 + [1] * 4 + [0] * 9 + [1])
+    assert evaluation.calibration_error(np.concatenate([confident, unsure]), labels) == pytest.approx((0.2 + 0.3) / 2)
+
+
+def test_temperature_undoes_overconfidence():
+    logits, labels = some(20_000)
+    assert evaluation.temperature(logits, labels) == pytest.approx(1, abs=0.05)
+    found = evaluation.temperature(3 * logits, labels)
+    assert found == pytest.approx(3, rel=0.05)
+    assert evaluation.calibration_error(3 * logits, labels) > 0.1
+    assert evaluation.calibration_error(3 * logits, labels, found) < 0.02
+    same = evaluation.calibration_error(logits, labels)
+    assert evaluation.calibration_error(3 * logits, labels, 3.0) == pytest.approx(same, abs=1e-3)
