@@ -121,7 +121,7 @@ def _train(model, data, recipe, folder):
         _checkpoint(folder, progress, {"run": identity, "started": started, "notes": notes})
         if not sys.stderr.isatty():
             print(cards.epoch_line(progress.history, progress.epoch - 1, recipe.epochs), flush=True)
-    logits = training.logits(model, data.test, recipe.batch_size)
+    logits = training.logits(model, data.test)
     card = _card(model, data, recipe, identity, progress, started, logits)
     predictions = _predictions(logits, data.test)
     bare = keras.Model(model.inputs, model.outputs, name=model.name)  # uncompiled, or loading would need the schedule

@@ -76,8 +76,8 @@ BUGS = {
     ),
     "augmentation switched off": (
         "training.py",
-        "self.augment(self.split.images[index], rng)",
-        "self.split.images[index]",
+        "images = self.augment(images, rng)",
+        "pass",
         "convmixer",
     ),
     "crop is the identity": (
@@ -144,10 +144,28 @@ BUGS = {
     "flip turns upside down": ("augment.py", "images[:, :, ::-1]", "images[:, ::-1]", "convmixer"),
     "selection on the test set": (
         "training.py",
-        "evaluate(model, data.validation,",
-        "evaluate(model, data.test,",
+        "evaluate(trained, data.validation,",
+        "evaluate(trained, data.test,",
         "convmixer",
     ),
+    "images never grow": ("training.py", "sized[grown[epoch]]", "model", "convmixer"),
+    "an epoch of small images is the best": ("training.py", "if side == sides[-1]]", "]", "convmixer"),
+    "mirrored alike in all epochs": ("augment.py", "started ^ (epoch % 2 == 1)", "started", "convmixer"),
+    "whitened again on resuming": ("training.py", "    elif recipe.whiten:", "    if recipe.whiten:", "convmixer"),
+    "whitened by the variances": ("models.py", "np.sqrt(variances + epsilon)", "(variances + epsilon)", "convmixer"),
+    "shrunk by leaving pixels out": (
+        "augment.py",
+        "np.maximum(covered, 0) * side / height",
+        "covered == 1",
+        "convmixer",
+    ),
+    "positions interpolated from corner to corner": (
+        "layers/patches.py",
+        "(np.arange(after) + 0.5) * before / after - 0.5",
+        "np.linspace(0, before - 1, after)",
+        "vit",
+    ),
+    "a broken checkpoint is resumed": ("runs.py", "== _digest(checkpoint)", "!= ''", "convmixer"),
     "last weights instead of the best": (
         "training.py",
         "    model.set_weights(progress.best_weights)\n",
@@ -337,7 +355,7 @@ BUGS = {
     "class token behind the patches": ("layers/patches.py", "[token, x]", "[x, token]", "vit"),
     "position embedding dropped (vit)": (
         "layers/patches.py",
-        "return x + ops.cast(self.table, x.dtype)",
+        "return x + ops.cast(self._rows(x.shape[1]), x.dtype)",
         "return x",
         "vit",
     ),
