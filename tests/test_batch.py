@@ -218,7 +218,7 @@ def test_a_real_notebook(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "out" / "vit-smoke-digits-epochs=1-limit=64-seed3"
-    assert names(folder) == ["curves.png", "model.keras", "run.json", "vit.ipynb"]
+    assert names(folder) == ["curves.png", "model.keras", "predictions.npz", "run.json", "vit.ipynb"]
     card = cards.load_card(folder)
     assert (card["seed"], card["parameters"]["limit"], card["tier"]) == (3, 64, "smoke")
     steps, remark, epoch, end = done.stderr.splitlines()  # and not a word of TensorFlow's

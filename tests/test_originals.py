@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import originals
 import pytest
-from bench import ARCHITECTURES
+from bench import EXAMPLES
 from scipy import stats
 
 from patchlib import layers, models
@@ -22,7 +22,7 @@ def build_both(name, seed):
     return getattr(models, name)((32, 32, 3), 10, **pixels), original
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_with_its_weights_the_baseline_is_the_original(name):
     ours, original = build_both(name, 0)
     rng = np.random.default_rng(0)
@@ -37,7 +37,7 @@ def test_with_its_weights_the_baseline_is_the_original(name):
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_the_baseline_starts_as_the_original_does(name):
     pairs = [build_both(name, seed) for seed in range(2)]
     ours, theirs = ([weights(model) for model in draws] for draws in zip(*pairs, strict=True))
