@@ -20,8 +20,7 @@ def random_flip(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     Returns:
         A new array of the same shape and dtype.
     """
-    mirrored = rng.random(len(images)) < 0.5
-    return np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+    return _mirrored(images, rng.random(len(images)) < 0.5)
 
 
 def alternating_flip(images: np.ndarray, started: np.ndarray, epoch: int) -> np.ndarray:
@@ -37,8 +36,11 @@ def alternating_flip(images: np.ndarray, started: np.ndarray, epoch: int) -> np.
     Returns:
         A new array of the same shape and dtype.
     """
-    mirrored = started ^ (epoch % 2 == 1)
-    return np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+    return _mirrored(images, started ^ (epoch % 2 == 1))
+
+
+def _mirrored(images, which):
+    return np.where(which[:, None, None, None], images[:, :, ::-1], images)
 
 
 def random_pad_crop(images: np.ndarray, rng: np.random.Generator, pad: int) -> np.ndarray:

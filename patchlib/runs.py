@@ -277,7 +277,7 @@ def _resume(folder, identity, model):
     if newest != checkpoints[-1]:
         print(f"{checkpoints[-1].name} is broken: going on from {newest.name}")
     record = json.loads((newest / PROGRESS).read_text())
-    there, here = _comparable(record["run"], model), _comparable(json.loads(json.dumps(identity)), model)
+    there, here = _comparable(record["run"], model), _comparable(identity, model)
     if changed := cards.difference(there, here):
         raise RunError(f"{folder} holds another run, interrupted ({changed}): choose another run_dir, or remove it.")
     best, state = _arrays(newest / _BEST), _arrays(newest / _STATE)

@@ -20,7 +20,7 @@ from patchlib.data import Data, Split
 from patchlib.parameters import Recipe
 
 # Which random stream of an epoch is meant, so that no two of them coincide.
-_ORDER, _AUGMENTATION, _SIDE = 1, 2, 3
+_ORDER, _AUGMENTATION, _FLIP = 1, 2, 3
 
 # A run of fewer steps than the first is remarked on, since a network that starts from nothing has hardly moved by then,
 # and told how to get as many as the second.
@@ -47,7 +47,7 @@ class Batches(keras.utils.PyDataset):
         self.mirrored_first = None
         if recipe.flip and recipe.alternate:
             self.augment = replace(self.augment, flip=False)
-            self.mirrored_first = np.random.default_rng((recipe.seed, _SIDE)).random(len(split)) < 0.5
+            self.mirrored_first = np.random.default_rng((recipe.seed, _FLIP)).random(len(split)) < 0.5
         self.order = np.random.default_rng((recipe.seed, epoch, _ORDER)).permutation(len(split))
         self.side = sides(split, recipe)[epoch]
 
@@ -162,7 +162,7 @@ def epochs(model: keras.Model, data: Data, recipe: Recipe, progress: Progress) -
 
     After the last one the model holds the weights of the best epoch, by validation (``recipe.select_by``); with an EMA
     those are averages, with BatchNorm statistics of their own. An epoch of smaller images is validated at their size,
-    and is never the best. The test images are never looked at.
+    and gives way to any of larger ones. The test images are never looked at.
 
     Raises:
         FloatingPointError: the loss is no longer a finite number.
@@ -204,7 +204,7 @@ def epochs(model: keras.Model, data: Data, recipe: Recipe, progress: Progress) -
             _refuse_divergence(row["val_loss"], epoch, recipe)
             for name, value in row.items():
                 progress.history.setdefault(name, []).append(value)
-            if grown[epoch] == grown[-1] and _best(progress.history, recipe.select_by) == epoch:
+            if _best(progress.history, recipe.select_by) == epoch:
                 progress.best_epoch, progress.best_weights = epoch, model.get_weights()
             if recipe.ema:
                 _assign(state, progress.state)
@@ -243,7 +243,7 @@ def accuracy_without(model: keras.Model, split: Split, *paths: str) -> float:
 
 
 def _best(history, select_by) -> int:
-    """The epoch to keep, of those of images as large as the last one's; the first of equals."""
+    """The epoch to keep, of those of images as large as the latest one's; the first of equals."""
     sign, sides = -1 if select_by == "val_loss" else 1, history["side"]
     whole = [epoch for epoch, side in enumerate(sides) if side == sides[-1]]
     return max(whole, key=lambda epoch: sign * history[select_by][epoch])
@@ -265,11 +265,11 @@ def evaluate(model: keras.Model, split: Split, batch_size: int = 128) -> dict[st
     return model.evaluate(_InOrder(split, model, batch_size), verbose=0, return_dict=True)
 
 
-def logits(model: keras.Model, split: Split, batch_size: int = 128) -> np.ndarray:
+def logits(model: keras.Model, split: Split) -> np.ndarray:
     """What a model says of each of a split's images: float32 (N, classes)."""
     count = len(split)
     # In batches of one size, of which the last begins anew, so that the backend compiles once.
-    batches = np.arange(math.ceil(count / batch_size) * batch_size).reshape(-1, batch_size) % count
+    batches = np.arange(math.ceil(count / 128) * 128).reshape(-1, 128) % count
     return np.concatenate([model.predict_on_batch(split.images[index]) for index in batches])[:count]
 
 

@@ -45,6 +45,24 @@ KEYS = [
 ]
 
 
+class Stop(Exception):
+    pass
+
+
+def stop(folder, monkeypatch, model, after=1, recipe=RECIPE):
+    """Interrupt a run once it has written its checkpoint after so many epochs."""
+    keep = runs._checkpoint
+
+    def keep_and_stop(where, progress, record):
+        keep(where, progress, record)
+        if progress.epoch == after:
+            raise Stop
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(runs, "_checkpoint", keep_and_stop)
+        runs.train(model, tiny(), recipe, folder)
+
+
 def names(folder):
     return sorted(path.name for path in folder.rglob("*") if path.name != ".lock")
 
@@ -186,10 +204,7 @@ def test_precision_is_settled_when_a_run_starts_and_kept_when_it_goes_on(tmp_pat
     assert runs.precision(ConvMixer(precision="float32"), tmp_path) == "float32"
     auto = ConvMixer(precision="auto", epochs=2)
     assert runs.precision(auto, tmp_path) == "mixed_bfloat16"
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        keep = runs._checkpoint
-        patch.setattr(runs, "_checkpoint", lambda *a: keep(*a) or (_ for _ in ()).throw(Stop))
-        runs.train(small_model(dtype="mixed_bfloat16"), tiny(), auto, tmp_path)
+    stop(tmp_path, monkeypatch, small_model(dtype="mixed_bfloat16"), recipe=auto)
     monkeypatch.setattr(runs.machine, "precision", lambda: "float32")  # on another machine
     with pytest.raises(cards.RunError, match="dtype_policy is 'mixed_bfloat16' there and 'float32' here"):
         runs.train(small_model(), tiny(), auto, tmp_path)
@@ -204,10 +219,6 @@ def test_the_cards_command_gives_the_same_parameters(tmp_path):
     words = shlex.split(runs._command(identity))
     given = {name: papermill_cli._resolve_type(value) for flag, name, value in zip(*[iter(words[5:])] * 3, strict=True)}
     assert ConvMixer(**given) == p
-
-
-class Stop(Exception):
-    pass
 
 
 def random_cct(seed=0):
@@ -234,16 +245,7 @@ def test_an_interrupted_run_resumes_to_the_same_end(tmp_path, monkeypatch, build
     recipe = changed(**changes)
     whole, resumed = build(), build()
     expected = runs.train(whole, tiny(), recipe, tmp_path / "whole")
-    keep = runs._checkpoint
-
-    def stop(folder, progress, record):
-        keep(folder, progress, record)
-        if progress.epoch == after:
-            raise Stop
-
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(runs, "_checkpoint", stop)
-        runs.train(resumed, tiny(), recipe, tmp_path / "run")
+    stop(tmp_path / "run", monkeypatch, resumed, after, recipe)
     assert "run.json" not in names(tmp_path / "run")
     fresh = build(seed=99)
     card = runs.train(fresh, tiny(), recipe, tmp_path / "run")
@@ -255,10 +257,7 @@ def test_an_interrupted_run_resumes_to_the_same_end(tmp_path, monkeypatch, build
 
 
 def test_another_run_in_the_folder_is_named(tmp_path, monkeypatch):
-    keep = runs._checkpoint
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(runs, "_checkpoint", lambda *a: keep(*a) or (_ for _ in ()).throw(Stop))
-        runs.train(small_model(), tiny(), RECIPE, tmp_path)
+    stop(tmp_path, monkeypatch, small_model())
     with pytest.raises(cards.RunError, match="another run.*batch_size is 12 there and 6 here"):
         runs.train(small_model(), tiny(), changed(batch_size=6), tmp_path)
     with pytest.raises(cards.RunError, match="another run.*stem: epsilon is 0.001 there and 1e-05 here"):
@@ -267,20 +266,10 @@ def test_another_run_in_the_folder_is_named(tmp_path, monkeypatch):
         runs.train(small_model(depth=2), tiny(), RECIPE, tmp_path)
 
 
-def interrupted(folder, monkeypatch, after, model=small_model, recipe=RECIPE):
+def interrupted(folder, monkeypatch, after, recipe=RECIPE):
     """A run that was stopped after so many epochs, and how it would have ended."""
-    keep = runs._checkpoint
-
-    def stop(where, progress, record):
-        keep(where, progress, record)
-        if progress.epoch == after:
-            raise Stop
-
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(runs, "_checkpoint", stop)
-        runs.train(model(), tiny(), recipe, folder)
-    whole = folder.with_name("whole")
-    return runs.train(model(), tiny(), recipe, whole)["metrics"]
+    stop(folder, monkeypatch, small_model(), after, recipe)
+    return runs.train(small_model(), tiny(), recipe, folder.with_name("whole"))["metrics"]
 
 
 def rewrite(checkpoint, change):

@@ -230,7 +230,7 @@ def operations(rounds):
 
 
 def growth(rounds):
-    """{parameter: {architecture: [{value, train, memory}, ...]}} of tuned tiers."""
+    """{parameter: {architecture: [{value, step, memory}, ...]}} of tuned tiers; a step is in seconds."""
     results = {}
     for parameter, (architectures, values) in GROWTH.items():
         for architecture in architectures:
@@ -244,9 +244,12 @@ def growth(rounds):
                 }
                 rows = take_turns(contenders, ["train"], rounds)
                 results.setdefault(parameter, {})[architecture] = [
-                    # `train` is a step's, for 128 images
-                    {"value": value, **rows[value], "memory": contenders[value]("memory")}
-                    for value in values
+                    {
+                        "value": value,
+                        "step": rows[value]["train"]["median"] * change["batch_size"] / 128,
+                        "memory": contenders[value]("memory"),
+                    }
+                    for value, change in changes.items()
                 ]
     return results
 
@@ -324,7 +327,7 @@ def figure(found):
         label, measure = AXES.get(parameter, (parameter, int))
         for architecture, rows in lines.items():
             x, color = [measure(row["value"]) for row in rows], f"C{list(EXAMPLES).index(architecture)}"
-            times, memory = [1000 * row["train"]["median"] for row in rows], [row["memory"] / 1e6 for row in rows]
+            times, memory = [1000 * row["step"] for row in rows], [row["memory"] / 1e6 for row in rows]
             axes[0, column].plot(x, times, ".-", color=color, label=architecture)
             axes[1, column].plot(x, memory, ".-", color=color)
         axes[0, column].legend(fontsize=8)

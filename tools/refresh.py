@@ -80,9 +80,9 @@ def _tiers_table(columns, example):
 _ABOUT_TIERS = """# Tiers
 
 A tier is a file of parameters for one notebook. `baseline` is the published Keras example as its numbers were made,
-`fast` the fewest minutes on a processor to the accuracy that it publishes, `tuned` the best recipe, both at no more
-parameters. Made from these files and a transcription of the examples by `make refresh`; a test holds that each baseline
-equals its example, or that the difference is declared below.
+`fast` is made to reach the accuracy that it publishes in few minutes on a processor, `tuned` is a better recipe, both
+at no more parameters. Made from these files and a transcription of the examples by `make refresh`; a test holds that
+each baseline equals its example, or that the difference is declared below.
 """
 
 

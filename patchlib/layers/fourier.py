@@ -50,8 +50,8 @@ class FNetBlock(Block):
         activation: name or function of the activation.
         dropout: rate after the MLP's activation.
         epsilon: of the LayerNorms.
-        norm: see ``FourierMixing``. As the paper has it, the transform is some 90 times as large as what it's added to,
-            at this project's sizes, and little is left of the input.
+        norm: see ``FourierMixing``. With "backward", the paper's, the transform of noise is sqrt(tokens * dim / 2)
+            times as large as the input that it's added to.
 
     Input and output: float (N, tokens, dim).
 
