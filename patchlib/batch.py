@@ -219,6 +219,7 @@ def _epochs(record):
 
 def _connect(scheduler, workers, stack):
     """A client of the cluster at this address, or of one started here; ``stack`` closes both."""
+    import dask
     import distributed
     from dask.system import CPU_COUNT
 
@@ -233,6 +234,7 @@ def _connect(scheduler, workers, stack):
     environment = {name: os.environ.get(name, value) for name, value in shared.items()}
     if "PATCHLIB_DATA" in os.environ:  # the notebooks are executed in another folder
         environment["PATCHLIB_DATA"] = str(Path(os.environ["PATCHLIB_DATA"]).expanduser().absolute())
+    dask.config.set({"distributed.worker.profile.enabled": False})  # it would look at each worker every 10 ms
     cluster = distributed.LocalCluster(
         n_workers=workers,
         threads_per_worker=1,

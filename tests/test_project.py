@@ -103,9 +103,12 @@ def test_the_readmes_table_is_made_from_the_cards():
     assert "\n".join(rows) in (ROOT / "README.md").read_text()
 
 
-def test_the_readmes_speeds_are_the_measured_ones():
-    measured = json.loads((ROOT / "tools" / "results" / "compare.json").read_text())
-    assert bench.summary(measured["compare"]) in (ROOT / "README.md").read_text()
+@pytest.mark.parametrize(
+    ("what", "summary"), [("compare", bench.summary), ("time_to_accuracy", bench.accuracy_summary)]
+)
+def test_the_readmes_speeds_are_the_measured_ones(what, summary):
+    measured = json.loads((ROOT / "tools" / "results" / f"{what}.json").read_text())
+    assert summary(measured[what]) in (ROOT / "README.md").read_text()
 
 
 def test_every_bug_of_make_bite_still_has_its_place():
