@@ -144,7 +144,8 @@ def compare(architectures, rounds):
 def time_to_accuracy(architectures, rounds):
     """The example's published epochs at its own pace here, and ``fast`` from the command to the card.
 
-    That has data, compilation, validation and test in it, and not the figures that the notebook draws afterwards. And, where there's a card of the baseline tier, the first of its epochs that validates at the published accuracy.
+    That has data, compilation, validation and test in it, and not the figures that the notebook draws afterwards. And,
+    where there's a card of the baseline tier, the first of its epochs that validates at the published accuracy.
     """
     results, runs = {}, cards.load_cards(HERE.parent / "results")
     for architecture in architectures:
