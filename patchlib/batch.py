@@ -234,7 +234,8 @@ def _connect(scheduler, workers, stack):
     environment = {name: os.environ.get(name, value) for name, value in shared.items()}
     if "PATCHLIB_DATA" in os.environ:  # the notebooks are executed in another folder
         environment["PATCHLIB_DATA"] = str(Path(os.environ["PATCHLIB_DATA"]).expanduser().absolute())
-    dask.config.set({"distributed.worker.profile.enabled": False})  # it would look at each worker every 10 ms
+    # Else Dask looks at what each worker does every 10 ms.
+    stack.enter_context(dask.config.set({"distributed.worker.profile.enabled": False}))
     cluster = distributed.LocalCluster(
         n_workers=workers,
         threads_per_worker=1,

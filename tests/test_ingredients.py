@@ -76,8 +76,8 @@ def test_gains_are_paired_by_seed():
             "metrics": {"val_accuracy": accuracy},
         }
 
-    usual = [card("as it is", 0, 0.5), card("as it is", 1, 0.6), card("as it is", 2, 0.9)]
+    usual = [card("unchanged", 0, 0.5), card("unchanged", 1, 0.6), card("unchanged", 2, 0.9)]
     found = table([*usual, card("no decay", 1, 0.63), card("no decay", 0, 0.51)])
     rows = {row.split("|")[1].strip(): row for row in found.splitlines()}
-    assert "| 66.7 (3) |" in rows["as it is"] and "| +2.0 ± 1.0 (2) |" in rows["no decay"]
+    assert "| 66.7 (3) |" in rows["unchanged"] and "| +2.0 ± 1.0 (2) |" in rows["no decay"]
     assert "(" not in rows["non-zero mean"]

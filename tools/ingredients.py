@@ -1,8 +1,9 @@
 """Ingredients of a recipe that cost no time: what each is worth on validation images, at equal epochs.
 
-``python tools/ingredients.py`` trains each architecture's tuned tier on few images for few epochs, without two of its
-ingredients and with one thing changed, and writes a card for each run and a table of the differences. What was worth
-its place is a parameter of the library; what wasn't stays here, as a change to a model's first weights.
+``python tools/ingredients.py`` trains each architecture's tuned tier on few images for few epochs, without whitened
+patches and alternating flip, which are rows of the table, and with one thing changed; it writes a card for each run
+and a table of the differences. What was worth its place is a parameter of the library; what wasn't stays here, as a
+change to a model's first weights.
 """
 
 import argparse
@@ -96,7 +97,7 @@ def _assign(kernel, values):
 # For each ingredient: changed parameters or a function of the model and a generator, and the architectures it fits.
 EVERY = tuple(ARCHITECTURES)
 INGREDIENTS = {
-    "as it is": ({}, EVERY),
+    "unchanged": ({}, EVERY),
     "whitened patches": ({"whiten": True}, EVERY),
     "alternating flip": ({"alternate": True}, EVERY),
     "growing images": ({"start_size": 16}, ("convmixer", "cct", "fnet", "vit")),
@@ -146,8 +147,8 @@ def table(found):
     for ingredient in INGREDIENTS:
         cells = []
         for architecture in ARCHITECTURES:
-            usual, changed = (reached.get((architecture, name), {}) for name in ("as it is", ingredient))
-            if ingredient == "as it is":
+            usual, changed = (reached.get((architecture, name), {}) for name in ("unchanged", ingredient))
+            if ingredient == "unchanged":
                 cells.append(f"{np.mean(list(usual.values())):.1f} ({len(usual)})" if usual else "")
                 continue
             gains = [changed[seed] - usual[seed] for seed in sorted(changed.keys() & usual.keys())]
@@ -165,7 +166,7 @@ def main():
     parser.add_argument("--out", type=Path, default=HERE / "results" / "ingredients")
     asked = parser.parse_args()
     for seed in range(asked.seeds):
-        for ingredient in dict.fromkeys(["as it is", *asked.ingredients]):
+        for ingredient in dict.fromkeys(["unchanged", *asked.ingredients]):
             for architecture in asked.architectures:
                 if architecture in INGREDIENTS[ingredient][1]:
                     run(architecture, ingredient, seed, asked.out)
