@@ -135,10 +135,10 @@ def _train(model, data, recipe, folder):
 
 
 def _predictions(logits, split):
-    """For each test image the class that it's taken for and the true class' rank, in as few bytes as they need."""
-    dtype = np.min_scalar_type(logits.shape[1])
-    rank = evaluation.ranks(logits, split.labels)
-    return {"predicted": logits.argmax(axis=1).astype(dtype), "rank": rank.astype(dtype)}
+    """Each test image's class, the one that it's taken for and the rank of the true one, in as few bytes as need be."""
+    dtype, label = np.min_scalar_type(logits.shape[1]), split.labels
+    found = {"label": label, "predicted": logits.argmax(axis=1), "rank": evaluation.ranks(logits, label)}
+    return {name: values.astype(dtype) for name, values in found.items()}
 
 
 def _card(model, data, recipe, identity, progress, started, logits):

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from ingredients import EVERY, INGREDIENTS, covariance, local, mimetic, nonzero_mean, table
+from ingredients import EVERY, INGREDIENTS, covariance, local, mimetic, nonzero_mean, orthogonal, table
 
 from patchlib import models
 from patchlib.parameters import ARCHITECTURES
@@ -58,6 +58,16 @@ def test_the_first_weights_get_a_mean(architecture):
     assert len(changed) == 2
     for before, after in changed.values():
         np.testing.assert_allclose(after - before, before.std() / 2, rtol=1e-4)
+
+
+def test_matrices_start_orthogonal_and_as_long_as_before():
+    changed = started("gmlp", orthogonal, depth=2, dim=64, hidden_dim=128)
+    assert len(changed) == 2 * 3  # expand, gate, project
+    for before, after in changed.values():
+        smaller = after if after.shape[0] <= after.shape[1] else after.T
+        product = smaller @ smaller.T
+        assert after.std() == pytest.approx(before.std(), rel=1e-3)
+        np.testing.assert_allclose(product / product[0, 0], np.eye(len(product)), atol=1e-4)
 
 
 def test_every_parameter_of_an_ingredient_exists():

@@ -162,10 +162,11 @@ def test_from_the_predictions_anyone_counts_what_the_card_says(tmp_path):
     data, model = tiny(test_labels=np.arange(12) % 2), small_model()
     card = runs.train(model, data, RECIPE, tmp_path)
     saved = np.load(tmp_path / "predictions.npz")
-    predicted, rank = saved["predicted"], saved["rank"]
+    label, predicted, rank = saved["label"], saved["predicted"], saved["rank"]
     logits, validation = (model.predict(split.images, verbose=0) for split in (data.test, data.validation))
-    assert predicted.dtype == rank.dtype == np.uint8 and (predicted == logits.argmax(axis=1)).all()
-    right = predicted == data.test.labels
+    assert label.dtype == predicted.dtype == rank.dtype == np.uint8 and (label == data.test.labels).all()
+    assert (predicted == logits.argmax(axis=1)).all()
+    right = predicted == label
     assert card["metrics"]["test_accuracy"] == right.mean() == (rank == 0).mean()
     by_class = [right[0::2].mean(), right[1::2].mean(), None]
     assert card["test_accuracy_by_class"] == by_class

@@ -206,12 +206,13 @@ def start_up(rounds):
 
 
 def feed(architectures, workers):
-    """Images a second that are prepared without training, by tier and number of threads."""
+    """Images a second that are prepared without training, by tier and number of threads, and what each costs."""
     rows = {}
     for architecture in architectures:
         for name in ("baseline", "fast", "tuned"):
             with tier(architecture, name, images=20_000) as process:
-                rows[f"{architecture}, {name}"] = {count: process(f"feed {count}") for count in workers}
+                speeds = {count: process(f"feed {count}") for count in workers}
+                rows[f"{architecture}, {name}"] = {"speeds": speeds, "multiply_adds": process("multiply_adds")}
     return rows
 
 
@@ -304,9 +305,14 @@ def _report_start_up(found):
 
 
 def _report_feed(found):
-    workers = list(next(iter(found.values())))
-    rows = [[name, *(f"{speed:,.0f}" for speed in row.values())] for name, row in found.items()]
-    return markdown.table(["images/s prepared", *(f"{count} threads" for count in workers)], rows)
+    rows = []
+    for name, row in found.items():
+        speeds = row["speeds"].values()
+        # forward, for the input's gradient and for the weights': a product and a sum for each multiply-add
+        fed = 3 * 2 * row["multiply_adds"] * max(speeds) / 1e12
+        rows.append([name, *(f"{speed:,.0f}" for speed in speeds), f"{fed:,.1f}"])
+    columns = [f"{count} threads" for count in next(iter(found.values()))["speeds"]]
+    return markdown.table(["images/s prepared", *columns, "busy up to, TFLOP/s"], rows)
 
 
 def _report_operations(found):

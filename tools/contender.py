@@ -82,6 +82,10 @@ class Contender:
             collections.deque(pool.map(batches.__getitem__, range(len(batches))), maxlen=0)
         return len(batches) * batches.batch_size / (time.perf_counter() - start)
 
+    def multiply_adds(self) -> int:
+        """Of one image's logits."""
+        return sum(cost.of(self.model)["multiply_adds"].values())
+
     def memory(self) -> int:
         """The most memory that this process has had, in bytes; ask after training."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -93,7 +97,6 @@ class Contender:
         out is written and read, and so is its gradient, each number in as many bytes as the model computes in.
         """
         outputs = sum(int(np.prod(layer.output.shape[1:])) for layer in self.model.layers)
-        multiply_adds = sum(cost.of(self.model)["multiply_adds"].values())
         dtype = "bfloat16" if optimizers.dtype_policy(self.model) == "mixed_bfloat16" else "float32"
         square = keras.ops.ones((4096, 4096), dtype)
         source, target = np.ones(2**26, "float32"), np.empty(2**26, "float32")
@@ -103,7 +106,7 @@ class Contender:
         )
         rates = {"multiply_adds": 4096**3 / product, "bytes": 2 * source.nbytes / copy}
         size = 2 if dtype == "bfloat16" else 4
-        needed = {"multiply_adds": 3 * 128 * multiply_adds, "bytes": size * 4 * 128 * outputs}
+        needed = {"multiply_adds": 3 * 128 * self.multiply_adds(), "bytes": size * 4 * 128 * outputs}
         return {what: needed[what] / rates[what] for what in needed} | {"rates": rates}
 
     def profile(self) -> dict:

@@ -84,12 +84,21 @@ def nonzero_mean(model, rng):
         layer.kernel.assign(values + values.std() / 2)
 
 
+def orthogonal(model, rng):
+    """Every matrix of the blocks starts with orthogonal rows or columns (Saxe, McClelland and Ganguli, "Exact solutions
+    to the nonlinear dynamics of learning in deep linear neural networks", 2013), as long as they were."""
+    for weight in (weight for block in _blocks(model) for weight in block.trainable_weights):
+        if weight.name == "kernel" and len(weight.shape) == 2 and keras.ops.convert_to_numpy(weight).std():
+            _assign(weight, keras.initializers.Orthogonal(seed=int(rng.integers(2**31)))(weight.shape))
+
+
 def _blocks(model):
     return [layer for layer in model.layers if layer.name.startswith("block_")]
 
 
 def _assign(kernel, values):
     """New values of the standard deviation that the kernel has."""
+    values = keras.ops.convert_to_numpy(values)
     deviation = keras.ops.convert_to_numpy(kernel).std()
     kernel.assign((values * deviation / values.std()).reshape(kernel.shape))
 
@@ -105,6 +114,7 @@ INGREDIENTS = {
     "covariance of kernels": (covariance, ("convmixer",)),
     "local weights over positions": (local, ("mlp_mixer", "gmlp")),
     "non-zero mean": (nonzero_mean, EVERY),
+    "orthogonal matrices": (orthogonal, EVERY),
     "label smoothing 0.1": ({"label_smoothing": 0.1}, ("convmixer", "mlp_mixer", "fnet", "gmlp")),
     "no label smoothing": ({"label_smoothing": 0.0}, ("cct", "vit")),
     "average of weights": ({"ema": 0.98}, EVERY),
