@@ -4,6 +4,7 @@ PY := .venv/bin/python
 NB := convmixer
 TIER := smoke
 SETTINGS = $(if $(DATA),--set "dataset=$(DATA)") $(LIMIT:%=--set limit=%) $(EPOCHS:%=--set epochs=%)
+FULL := nice -n 19 $(PY) -m patchlib run --out runs/full
 PYTEST := -m pytest --numprocesses 2 --dist
 
 .PHONY: help run full test lab refresh bench bite mutants lock
@@ -14,15 +15,19 @@ run: .venv/ready  ## run a notebook: make run NB=convmixer TIER=tuned DATA=cifar
 	@$(PY) -m patchlib run $(NB) --tier $(TIER) --seed $(or $(SEED),0) $(SETTINGS) $(ARGS)
 
 full: .venv/ready  ## the full runs: every notebook, all tiers, three seeds; again goes on: make full ARGS="--workers 2"
-	$(PY) -m patchlib run --tier fast tuned baseline --seeds 3 --out runs/full $(ARGS)
+	$(FULL) --tier fast --seeds 3 $(ARGS)
+	$(FULL) convmixer --tier tuned --set epochs=10 $(ARGS)
+	$(FULL) --tier tuned $(ARGS)
+	$(FULL) --tier baseline $(ARGS)
+	$(FULL) --tier tuned baseline --seeds 3 $(ARGS)
 
 test: .venv/ready .venv-jax/ready  ## all that CI runs: ruff, unit tests on TensorFlow and JAX, every notebook's outputs
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	$(PY) $(PYTEST) worksteal tests
 	$(PY) $(PYTEST) loadfile notebooks
-	KERAS_BACKEND=jax .venv-jax/bin/python $(PYTEST) worksteal -m jax tests/test_layers.py tests/test_models.py tests/test_runs.py \
-		tests/test_training.py
+	KERAS_BACKEND=jax .venv-jax/bin/python $(PYTEST) worksteal -m jax tests/test_layers.py tests/test_models.py \
+		tests/test_networks.py tests/test_runs.py tests/test_training.py
 
 lab: .venv/ready  ## JupyterLab on the notebooks; as root, in a container: make lab ARGS=--allow-root
 	$(PY) -m jupyterlab notebooks $(ARGS)

@@ -7,7 +7,7 @@ import textwrap
 
 import numpy as np
 
-from patchlib import models, optimizers, reference, training
+from patchlib import models, networks, optimizers, reference, training
 from patchlib.backend import keras
 from patchlib.data import Data, Split
 from patchlib.parameters import Recipe
@@ -122,7 +122,7 @@ def trained(model: keras.Model, data: Data, card: dict) -> None:
 
 def saved(model: keras.Model, data: Data, path) -> None:
     """The saved model gives the same logits."""
-    loaded, images = models.load_model(path), data.test.images[:16]
+    loaded, images = networks.load_model(path), data.test.images[:16]
     logits = model.predict(images, verbose=0)
     np.testing.assert_allclose(loaded.predict(images, verbose=0), logits, atol=_tolerance(model, logits))
     print("the saved model gives the same logits")

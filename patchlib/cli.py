@@ -101,8 +101,8 @@ def _details(run, outcome):
     """A finished run's accuracy and files, and a command that classifies a picture with its model."""
     folder = Path(os.path.relpath(run.folder))
     code = (
-        f"import patchlib as p; model = p.load_model({json.dumps(str(folder / cards.MODEL))}); "
-        f'classes = p.cards.load_card({json.dumps(str(folder))})["dataset"]["classes"]; '
+        f"import patchlib as p; model = p.load_model({json.dumps(str(folder))}); "
+        'classes = model.card["dataset"]["classes"]; '
         'pixels = p.load_picture("picture.jpg", model.input_shape[1:3]); '
         "print(classes[model.predict(pixels[None], verbose=0).argmax()])"
     )

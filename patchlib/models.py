@@ -37,17 +37,6 @@ from patchlib.layers import kernels
 from patchlib.layers.base import positive
 
 
-def load_model(path) -> keras.Model:
-    """A model that was saved in Keras' format, as by ``runs.train``; uncompiled, so to be compiled for more training.
-
-    ``keras.saving.load_model`` does the same after ``import patchlib.layers``, which registers the layers.
-
-    Raises:
-        ValueError: there is no such file, or it isn't a Keras model.
-    """
-    return keras.saving.load_model(path, compile=False)
-
-
 def at_size(model: keras.Model, side: int) -> keras.Model:
     """The same layers, with the same weights, for square images of ``side`` pixels a side.
 

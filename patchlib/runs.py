@@ -17,7 +17,7 @@ from pathlib import Path
 import filelock
 import numpy as np
 
-from patchlib import cards, cost, evaluation, machine, optimizers, training
+from patchlib import cards, cost, evaluation, machine, networks, optimizers, training
 from patchlib.backend import keras
 from patchlib.cards import CARD, CHECKPOINT, MODEL, PREDICTIONS, PROGRESS, SCHEMA, RunError
 from patchlib.data import Data
@@ -124,8 +124,7 @@ def _train(model, data, recipe, folder):
     logits = training.logits(model, data.test)
     card = _card(model, data, recipe, identity, progress, started, logits)
     predictions = _predictions(logits, data.test)
-    bare = keras.Model(model.inputs, model.outputs, name=model.name)  # uncompiled, or loading would need the schedule
-    _write_whole(folder / MODEL, bare.save)
+    _write_whole(folder / MODEL, lambda path: networks.save(model, card, path))
     _write_whole(folder / PREDICTIONS, lambda path: np.savez_compressed(path, **predictions))
     _write_whole(folder / CARD, lambda path: path.write_text(json.dumps(card, indent=1, allow_nan=False) + "\n"))
     if not os.environ.get("PATCHLIB_KEEP_CHECKPOINT"):  # `patchlib run` keeps it until the notebook's last cell ran

@@ -1,14 +1,10 @@
 import functools
 import inspect
 import itertools
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
-from PIL import Image
 
 from patchlib import models, reference
 from patchlib.layers import kernels
@@ -394,30 +390,3 @@ def test_impossible_sizes_are_refused():
         models.vit(heads=3)
     with pytest.raises(ValueError, match="'token' or 'mean'. Received: pool='max'"):
         models.vit(pool="max")
-
-
-@pytest.mark.jax
-@pytest.mark.parametrize("load", ["patchlib.load_model", "patchlib.layers and keras.saving.load_model"])
-def test_a_saved_model_classifies_a_picture_in_a_fresh_python(tmp_path, load):
-    keras.utils.set_random_seed(0)
-    model = models.convmixer(dim=8, depth=1, dtype="mixed_bfloat16")
-    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype="uint8")
-    Image.fromarray(picture).save(tmp_path / "picture.png")
-    model.save(tmp_path / "model.keras")
-    program = (
-        "import keras, numpy as np, patchlib; from PIL import Image\n"
-        f"model = ({load})('model.keras')\n"
-        "np.save('logits.npy', model.predict(np.asarray(Image.open('picture.png'))[None], verbose=0))"
-    )
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, env=os.environ)
-    logits = np.load(tmp_path / "logits.npy")
-    assert logits.dtype == np.float32
-    np.testing.assert_allclose(logits, model.predict(picture[None], verbose=0), atol=1e-6)
-
-
-@pytest.mark.parametrize("content", [None, b"", b"no model"])
-def test_what_is_no_saved_model_is_refused(tmp_path, content):
-    if content is not None:
-        (tmp_path / "model.keras").write_bytes(content)
-    with pytest.raises(ValueError, match=r"model\.keras"):
-        models.load_model(tmp_path / "model.keras")

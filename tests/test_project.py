@@ -13,26 +13,12 @@ import bench
 import pytest
 from bite import BUGS, place
 
+import patchlib
 from patchlib import cards
 from patchlib.parameters import ARCHITECTURES
 
 ROOT = Path(__file__).parents[1]
-ORDER = ["backend", "markdown", "parameters", "pictures", "data", "augment", "reference", "layers", "models", "cost"]
-ORDER += [
-    "optimizers",
-    "training",
-    "evaluation",
-    "machine",
-    "cards",
-    "runs",
-    "checks",
-    "plots",
-    "compare",
-    "plan",
-    "batch",
-    "cli",
-]
-ORDER += ["__main__"]
+ORDER = [*re.split(r"\s*->\s*", re.search(r"``(backend -> .*?)``", patchlib.__doc__, re.S)[1]), "__main__"]
 
 
 @pytest.mark.parametrize("name", ORDER)

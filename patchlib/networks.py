@@ -1,0 +1,58 @@
+"""Trained networks as files: a Keras model with its run card inside.
+
+A ``.keras`` file is a zip archive of which Keras reads its own members and leaves others alone. So the card, with the
+names of the classes, travels with the weights, and ``keras.saving.load_model`` still loads what lies here.
+"""
+
+import json
+import os
+import zipfile
+from pathlib import Path
+
+from patchlib import layers  # noqa: F401, registers the layers with Keras
+from patchlib.backend import keras
+from patchlib.cards import CARD, MODEL
+
+PUBLISHED = Path(__file__).parents[1] / "results" / "weights"
+
+
+def save(model: keras.Model, card: dict, path: str | os.PathLike) -> None:
+    """Save a model, uncompiled, and its run card into a ``.keras`` file."""
+    bare = keras.Model(model.inputs, model.outputs, name=model.name)  # compiled, loading would need the schedule
+    bare.save(path)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(CARD, json.dumps(card))
+
+
+def load_model(source: str | os.PathLike) -> keras.Model:
+    """A trained model: a published one by its name, a run's by its folder, or any in a ``.keras`` file.
+
+    Args:
+        source: a name of ``published()`` such as "cct-cifar10", a folder, or a file.
+
+    Returns:
+        The model, from images 0 to 255 to logits, uncompiled. ``model.card`` is its run card, with the names of the
+        classes under ``["dataset"]["classes"]``, or None if the file has none.
+
+    Raises:
+        ValueError: there is no such network, or the file isn't a Keras model.
+    """
+    path = Path(source).expanduser()
+    if str(source) in published():
+        path = PUBLISHED / f"{source}.keras"
+    elif path.is_dir():
+        path = path / MODEL
+    if not path.exists():
+        names = f"a trained network ({', '.join(published())}), " if published() else ""
+        raise ValueError(f"no model: received {str(source)!r}, accepted: {names}a run's folder or a .keras file.")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} isn't a Keras model: no zip archive.")
+    model = keras.saving.load_model(path, compile=False)
+    with zipfile.ZipFile(path) as archive:
+        model.card = json.loads(archive.read(CARD)) if CARD in archive.namelist() else None
+    return model
+
+
+def published() -> list[str]:
+    """The names of the trained networks that come with the project's checkout."""
+    return sorted(path.stem for path in PUBLISHED.glob("*.keras"))

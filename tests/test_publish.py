@@ -1,0 +1,117 @@
+"""tools/publish.py: what it takes, which networks, and what they are stored as."""
+
+import json
+
+import keras
+import numpy as np
+import publish
+import pytest
+import yaml
+from test_cards import card
+
+from patchlib import cards, models, networks, runs
+from patchlib.data import load_data
+from patchlib.parameters import ARCHITECTURES
+
+EXAMPLES = yaml.safe_load((publish.ROOT / "tools" / "examples.yaml").read_text())
+
+
+def of_tier(architecture, tier, seed=0, test=0.5, **changes):
+    """A card of a run as the tier's file has it, but for the changes."""
+    values = yaml.safe_load((publish.TIERS / f"{architecture}-{tier}.yaml").read_text())
+    parameters = ARCHITECTURES[architecture](**values | changes | {"seed": seed}).model_dump(exclude={"run_dir"})
+    return card(test, seed, tier, architecture) | {"parameters": parameters}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run of a small network on the digits."""
+    folder = tmp_path_factory.mktemp("runs") / "convmixer-fast-digits-seed0"
+    p = ARCHITECTURES["convmixer"](
+        tier="fast", dataset="digits", dim=16, depth=1, patch_size=4, epochs=2, learning_rate=0.01, batch_size=64
+    )
+    data = load_data(p.dataset)
+    keras.utils.set_random_seed(0)
+    model = models.convmixer(data.input_shape, 10, dim=16, depth=1, patch_size=4, dtype="mixed_bfloat16")
+    return folder, runs.train(model, data, p, folder)
+
+
+def test_finished_runs_are_taken_and_nothing_is_replaced(trained, tmp_path, capsys):
+    folder, made = trained
+    (folder.parent / "smoke").mkdir(exist_ok=True)
+    (folder.parent / "smoke" / cards.CARD).write_text(json.dumps(card(tier="smoke")))
+    (folder.parent / "going on" / "checkpoint-00001").mkdir(parents=True, exist_ok=True)
+    (folder.parent / "going on" / cards.CARD).write_text(json.dumps(card()))
+    for _ in range(2):
+        publish.collect(folder.parent, tmp_path)
+    assert capsys.readouterr().out == "taken: convmixer-fast-digits-seed0\n"
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name] and cards.load_card(
+        tmp_path / folder.name
+    ) == made
+    assert sorted(path.name for path in (tmp_path / folder.name).iterdir()) == ["predictions.npz", "run.json"]
+    (tmp_path / folder.name / cards.CARD).write_text(json.dumps(card()))
+    with pytest.raises(SystemExit, match="holds another card than"):
+        publish.collect(folder.parent, tmp_path)
+
+
+def test_the_tuned_networks_are_published_and_fast_ones_while_they_are_missing():
+    found = [of_tier("cct", "fast"), of_tier("cct", "tuned", seed=1, test=0.9), of_tier("vit", "baseline")]
+    assert publish.wanted(found) == {"cct": found[0]}
+    found += [
+        of_tier("cct", "tuned", epochs=3),
+        of_tier("cct", "tuned"),
+        of_tier("gmlp", "tuned"),
+        of_tier("gmlp", "fast"),
+    ]
+    assert publish.wanted(found) == {"cct": found[4], "gmlp": found[5]}
+
+
+def test_a_command_makes_the_run_again():
+    words = publish.command(of_tier("vit", "tuned", seed=2, epochs=7))
+    assert words == "patchlib run vit --tier tuned --seed 2 --set epochs=7"
+
+
+def test_a_network_is_stored_small_and_computes_in_float32(trained, tmp_path):
+    folder, made = trained
+    publish.publish(made, folder / cards.MODEL, tmp_path)
+    model, data = networks.load_model(tmp_path / "convmixer-digits.keras"), load_data("digits")
+    before = networks.load_model(folder / cards.MODEL)
+    assert {layer.compute_dtype for layer in model.layers} == {"float32"} and model.card == made
+    assert before.get_layer("stem").compute_dtype == "bfloat16"
+    for weight, exact in zip(model.get_weights(), before.get_weights(), strict=True):
+        assert weight.dtype == np.float32
+        np.testing.assert_array_equal(weight, exact.astype("float16").astype("float32"))
+    accuracy = (model.predict(data.validation.images, verbose=0).argmax(1) == data.validation.labels).mean()
+    text = (tmp_path / "convmixer-digits.md").read_text()
+    assert f"validation accuracy is {100 * accuracy:.2f}% with them" in text
+    assert "stored as float16" in " ".join(text.split())
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["license"] == "mit" and front["datasets"] == ["uoft-cs/digits"]
+    answers = np.load(tmp_path / "logits.npz")["convmixer-digits"]
+    np.testing.assert_allclose(model.predict(publish.noise(), verbose=0), answers, atol=1e-5)
+    first = (tmp_path / "convmixer-digits.keras").read_bytes()
+    publish.publish(made, folder / cards.MODEL, tmp_path)
+    assert (tmp_path / "convmixer-digits.keras").read_bytes() == first
+
+
+def test_a_network_that_would_suffer_is_stored_as_it_is(trained, tmp_path, monkeypatch):
+    folder, made = trained
+    monkeypatch.setattr(publish, "LOSS", -1)
+    publish.publish(made, folder / cards.MODEL, tmp_path)
+    exact = networks.load_model(folder / cards.MODEL).get_weights()
+    for weight, before in zip(
+        networks.load_model(tmp_path / "convmixer-digits.keras").get_weights(), exact, strict=True
+    ):
+        np.testing.assert_array_equal(weight, before)
+    assert "stored as float32" in " ".join((tmp_path / "convmixer-digits.md").read_text().split())
+
+
+def test_the_overview_has_means_over_seeds_and_no_run_that_differs_from_its_tier():
+    found = [
+        of_tier("cct", "fast", test=0.8),
+        of_tier("cct", "fast", 1, 0.81),
+        of_tier("cct", "tuned", epochs=3, test=0.9),
+    ]
+    text = publish.overview(found, EXAMPLES, {"cct": {"fast": 300, "example": 3000}})
+    row = next(row for row in text.splitlines() if row.startswith("| cct"))
+    assert row == "| cct | 77.61 | 30 |  | 80.50 ± 0.71 (2) | 5 | 10.0% |  |  | 283,723 |"
