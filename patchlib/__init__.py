@@ -2,8 +2,8 @@
 
 Module order, which is the data's way; each module imports only what stands before it:
 ``backend -> markdown -> parameters -> pictures -> data -> augment -> reference -> layers -> models -> cost ->
-optimizers -> training -> evaluation -> machine -> cards -> networks -> runs -> checks -> plots -> compare -> plan ->
-batch -> cli``. A module is imported when it's first asked for, so what needs no Keras doesn't wait for it.
+optimizers -> training -> evaluation -> machine -> cards -> networks -> runs -> checks -> explain -> plots -> compare ->
+plan -> batch -> cli``. A module is imported when it's first asked for, so what needs no Keras doesn't wait for it.
 """
 
 import os
@@ -17,7 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    {"augment", "cards", "checks", "compare", "cost", "data", "evaluation", "layers", "machine", "markdown", "models"}
-    | {"networks", "optimizers", "parameters", "pictures", "plots", "reference", "runs", "training"},
+    {"augment", "cards", "checks", "compare", "cost", "data", "evaluation", "explain", "layers", "machine", "markdown"}
+    | {"models", "networks", "optimizers", "parameters", "pictures", "plots", "reference", "runs", "training"},
     {"data": ["load_data"], "networks": ["load_model"], "pictures": ["load_picture"], "runs": ["train"]},
 )
