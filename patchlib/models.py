@@ -33,8 +33,23 @@ import numpy as np
 
 from patchlib import layers
 from patchlib.backend import keras
+from patchlib.data import Data
 from patchlib.layers import kernels
 from patchlib.layers.base import positive
+from patchlib.parameters import ARCHITECTURES, RunParameters
+
+
+def build(parameters: RunParameters, data: Data, dtype=None) -> keras.Model:
+    """The model that a run of these parameters trains on this data: its first weights are drawn by the run's seed.
+
+    That's ``convmixer`` for the parameters of ConvMixer, and so on, with the pixels' mean and deviation in the training
+    images where the architecture takes them.
+    """
+    (name,) = [name for name, kind in ARCHITECTURES.items() if isinstance(parameters, kind)]
+    function = globals()[name]
+    pixels = {"mean": data.mean, "std": data.std} if parameters.standardize else {}
+    keras.utils.set_random_seed(parameters.seed)
+    return function(data.input_shape, data.num_classes, dtype=dtype, **parameters.arguments(function), **pixels)
 
 
 def at_size(model: keras.Model, side: int) -> keras.Model:

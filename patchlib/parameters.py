@@ -175,7 +175,8 @@ class Recipe(_Checked):
 class RunParameters(Recipe):
     """A recipe, and what it's trained on.
 
-    An architecture's own also says in words who mixes space, who channels, and whether it takes images of any size.
+    An architecture's own also says in words who mixes space, who channels, whether it takes images of any size, and
+    whether pixels enter standardized: less their mean, over their standard deviation; else over 255.
     """
 
     any_size: ClassVar = True
@@ -219,6 +220,7 @@ class ConvMixer(RunParameters):
     """Parameters of ``notebooks/convmixer.ipynb``; the model's are those of ``patchlib.models.convmixer``."""
 
     mixers: ClassVar = ("depthwise convolution", "pointwise convolution")
+    standardize: ClassVar = False
     dim: Size = 256
     depth: Size = 8
     kernel_size: Size = 5
@@ -254,6 +256,7 @@ class CCT(RunParameters):
 class _Patches(RunParameters):
     """What the models that cut a resized image into patches have in common."""
 
+    standardize: ClassVar = True
     resize: int = Field(64, ge=0)
     patch_size: Size = 8
     dim: Size = 256
@@ -296,6 +299,7 @@ class ViT(RunParameters):
     """Parameters of ``notebooks/vit.ipynb``; the model's are those of ``patchlib.models.vit``."""
 
     mixers: ClassVar = ("attention", "MLP")
+    standardize: ClassVar = True
     patch_size: Size = 4
     dim: Size = 128
     depth: Size = 4

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from patchlib import models, reference
+from patchlib.data import load_data
 from patchlib.layers import kernels
 from patchlib.layers.base import Block
 from patchlib.optimizers import compile_model
@@ -342,6 +343,24 @@ def test_vits_head_starts_near_zero_and_its_positions_small():
         keras.ops.convert_to_numpy(w) for w in (model.get_layer("head").kernel, model.get_layer("position").table)
     )
     assert head.std() == pytest.approx(0.02, rel=0.15) and np.abs(table).max() == pytest.approx(0.05, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "standardized"),
+    [("convmixer", {}, False), ("cct", {}, False), ("cct", {"standardize": True}, True)]
+    + [(name, {}, True) for name in ("mlp_mixer", "fnet", "gmlp", "vit")],
+)
+def test_the_parameters_of_a_run_make_its_model(name, changes, standardized):
+    data, p = load_data("digits", limit=50), ARCHITECTURES[name](dim=16, depth=1, seed=3, **changes)
+    model, again, other = (models.build(p.model_copy(update={"seed": s}), data, "mixed_bfloat16") for s in (3, 3, 4))
+    assert (model.name, model.input_shape, model.output_shape) == (name, (None, 32, 32, 3), (None, 10))
+    assert model.get_layer("stem").compute_dtype == "bfloat16"
+    weights = [[np.array(w) for w in m.get_weights()] for m in (model, again, other)]
+    assert all(map(np.array_equal, *weights[:2])) and not all(map(np.array_equal, *weights[1:]))
+    mean, std = (data.mean, data.std) if standardized else (0, 255)
+    pixels = data.train.images[:2].astype("float32")
+    seen = keras.ops.convert_to_numpy(models.intermediates(model)(pixels)["rescale"]).astype("float32")
+    np.testing.assert_allclose(seen, (pixels - mean) / std, atol=0.02)
 
 
 @pytest.mark.parametrize("build", SMALL, ids=lambda build: build.__name__)

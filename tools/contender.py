@@ -43,12 +43,8 @@ class Contender:
             self.model = getattr(originals, architecture)(classes)
             self.fed = originals.batches(architecture, train.images, train.labels, classes)
         else:
-            build = getattr(models, architecture)
-            scaled = getattr(self.p, "standardize", architecture not in ("convmixer", "vit"))
-            pixels = {"mean": self.data.mean, "std": self.data.std} if scaled else {}
-            arguments = self.p.arguments(build) | pixels
             dtype = machine.precision() if self.p.precision == "auto" else self.p.precision
-            self.model = build(self.data.input_shape, classes, dtype=dtype, **arguments)
+            self.model = models.build(self.p, self.data, dtype)
             optimizers.compile_model(self.model, self.p, len(self._batches()))
 
     def _batches(self):

@@ -137,11 +137,7 @@ def run(architecture, ingredient, seed, folder):
         change = {"learning_rate": values["learning_rate"] * change}
     p = ARCHITECTURES[architecture](**values | (change if isinstance(change, dict) else {}))
     data = load_data(p.dataset, limit=p.limit, validation=p.validation)
-    keras.utils.set_random_seed(seed)
-    build = getattr(models, architecture)
-    scale = {"mean": data.mean, "std": data.std} if getattr(p, "standardize", hasattr(p, "resize")) else {}
-    dtype = machine.precision() if p.precision == "auto" else p.precision
-    model = build(data.input_shape, data.num_classes, dtype=dtype, **p.arguments(build) | scale)
+    model = models.build(p, data, machine.precision() if p.precision == "auto" else p.precision)
     if callable(change):
         change(model, np.random.default_rng((seed, 4)))
     with tempfile.TemporaryDirectory() as scratch:
