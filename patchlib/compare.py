@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from patchlib import cards, markdown
+from patchlib import cards, evaluation, markdown
 from patchlib.cards import RunError, mean_and_spread, recipe
 from patchlib.parameters import ARCHITECTURES
 
@@ -177,6 +177,37 @@ def luck(accuracies: list[float], kept: int, images: int, draws: int = 10_000) -
     """
     scores = np.random.default_rng(0).binomial(images, accuracies, (draws, len(accuracies))) / images
     return float(100 * (scores.max(axis=1) - scores[:, kept]).mean())
+
+
+def predictions(folder: str | os.PathLike) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """What networks said of the test images: {data set: {run: its ``predictions.npz``}}, of seed 0 alone.
+
+    A run's name is its architecture and tier. Of several with one name, such as those of other epochs, it's the first.
+    """
+    found = {}
+    for path in cards.card_files(folder):
+        card, file = cards.load_card(path), path.parent / cards.PREDICTIONS
+        if path.name == cards.CARD and file.exists() and card["seed"] == 0:
+            with np.load(file) as arrays:
+                said = found.setdefault(card["dataset"]["name"], {})
+                said.setdefault(f"{card['architecture']} {card['tier']}", dict(arrays))
+    return {name: dict(sorted(said.items())) for name, said in sorted(found.items())}
+
+
+def agreements(said: dict[str, dict[str, np.ndarray]], tier: str = "tuned") -> str:
+    """Whether the networks of a tier err on the same images, as a Markdown table; see ``evaluation.agreement``."""
+    columns = ["", "", "both right", "the first alone", "the second alone", "neither", "error consistency", "p"]
+    rows = []
+    for first, second in itertools.combinations([name for name in said if name.endswith(f" {tier}")], 2):
+        counted = evaluation.agreement(said[first]["rank"], said[second]["rank"])
+        *counts, kappa, p = counted.values()
+        rows.append([first, second, *(f"{n:,}" for n in counts), f"{kappa:.2f}", f"{p:.1g}"])
+    return markdown.table(columns, rows) if rows else NONE
+
+
+def missed(said: dict[str, dict[str, np.ndarray]]) -> np.ndarray:
+    """The numbers of the test images that every network gets wrong."""
+    return np.flatnonzero(np.all([arrays["rank"] > 0 for arrays in said.values()], axis=0))
 
 
 def hardware(card: dict) -> str:

@@ -1,7 +1,10 @@
-"""What logits say of a classifier: ranks of the true class, accuracy by class, calibration. NumPy and SciPy alone."""
+"""What logits say of a classifier: ranks of the true class, accuracy by class, calibration, agreement with another.
+
+NumPy and SciPy alone.
+"""
 
 import numpy as np
-from scipy import optimize, special
+from scipy import optimize, special, stats
 
 BINS = 15  # of confidence, as Guo et al. have
 
@@ -46,3 +49,28 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         return -shares[np.arange(len(labels)), labels].mean()
 
     return float(np.exp(optimize.minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
+
+
+def agreement(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+    """Whether two classifiers err on the same images.
+
+    Args:
+        first, second: int (N,), the true class' ranks by each of them, for the same images.
+
+    Returns:
+        How many images both get right, the first alone, the second alone, and neither. ``kappa``: error consistency, 1
+        if they err on the same images, 0 if as often on the same ones as by chance (Cohen's kappa of being right;
+        Geirhos et al., "Beyond accuracy", 2020); nan if neither ever errs, or ever is right. ``p``: the probability of
+        a difference in accuracy this large or larger, were both equally good (McNemar's exact test).
+    """
+    one, other = first == 0, second == 0
+    alone = int((one & ~other).sum()), int((other & ~one).sum())
+    same, chance = (one == other).mean(), one.mean() * other.mean() + (~one).mean() * (~other).mean()
+    return {
+        "both": int((one & other).sum()),
+        "first": alone[0],
+        "second": alone[1],
+        "neither": int((~one & ~other).sum()),
+        "kappa": float((same - chance) / (1 - chance)) if chance < 1 else float("nan"),
+        "p": float(stats.binomtest(alone[0], sum(alone)).pvalue) if sum(alone) else 1.0,
+    }

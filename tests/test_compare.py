@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from test_cards import WHERE, card, write
@@ -135,3 +137,23 @@ def test_nothing_is_said_where_there_is_no_card(tmp_path):
     assert {compare.leaderboard(settings), compare.selection_bias(settings)} == {compare.NONE}
     assert not compare.curves(settings) and not compare.points(settings, "model", "parameters")
     assert rows(compare.coverage(settings)) == []
+
+
+def said(tmp_path, **ranks):
+    for name, rank in ranks.items():
+        (tmp_path / name).mkdir()
+        architecture, _, rest = name.partition("_")
+        tier, _, seed = rest.partition("_")
+        content = card(architecture=architecture, tier=tier, seed=int(seed or 0))
+        (tmp_path / name / "run.json").write_text(json.dumps(content))
+        np.savez_compressed(tmp_path / name / "predictions.npz", rank=np.array(rank, "uint8"))
+    return compare.predictions(tmp_path)
+
+
+def test_which_networks_err_together_and_what_all_get_wrong(tmp_path):
+    found = said(tmp_path, vit_tuned=[0, 0, 2, 1], cct_tuned=[0, 3, 0, 4], cct_tuned_1=[0] * 4, cct_fast=[0, 0, 0, 9])
+    (networks,) = found.values()
+    assert list(found) == ["cifar10"] and list(networks) == ["cct fast", "cct tuned", "vit tuned"]
+    assert rows(compare.agreements(networks)) == [["cct tuned", "vit tuned", "1", "1", "1", "1", "0.00", "1"]]
+    assert compare.missed(networks).tolist() == [3]
+    assert compare.agreements(networks, "baseline") == compare.NONE

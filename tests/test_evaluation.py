@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn import metrics
 
 from patchlib import evaluation
@@ -54,3 +55,26 @@ def test_temperature_undoes_overconfidence():
     assert evaluation.calibration_error(3 * logits, labels, found) < 0.02
     same = evaluation.calibration_error(logits, labels)
     assert evaluation.calibration_error(3 * logits, labels, 3.0) == pytest.approx(same, abs=1e-3)
+
+
+def test_agreement_counts_who_is_right_where():
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 3, 500), rng.integers(0, 2, 500)
+    second[:200] = first[:200]
+    found = evaluation.agreement(first, second)
+    both, neither = ((first == 0) & (second == 0)).sum(), ((first > 0) & (second > 0)).sum()
+    assert (found["both"], found["neither"]) == (both, neither)
+    assert (
+        found["both"] + found["first"] == (first == 0).sum() and found["both"] + found["second"] == (second == 0).sum()
+    )
+    assert found["kappa"] == pytest.approx(metrics.cohen_kappa_score(first == 0, second == 0))
+    fewer = min(found["first"], found["second"])
+    tail = stats.binom.cdf(fewer, found["first"] + found["second"], 0.5)
+    assert found["p"] == pytest.approx(2 * tail)
+
+
+def test_agreement_with_itself_and_where_nobody_errs():
+    rank = np.arange(10) % 3
+    alike = evaluation.agreement(rank, rank)
+    assert (alike["first"], alike["second"], alike["kappa"], alike["p"]) == (0, 0, 1, 1)
+    assert np.isnan(evaluation.agreement(np.zeros(5), np.zeros(5))["kappa"])
