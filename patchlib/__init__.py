@@ -1,7 +1,7 @@
 """Patch-based image classifiers to read, train and take apart: data, layers, models, training, runs and plots.
 
 Module order, which is the data's way; each module imports only what stands before it:
-``backend -> markdown -> parameters -> pictures -> data -> augment -> reference -> layers -> models -> cost ->
+``backend -> files -> markdown -> parameters -> pictures -> data -> augment -> reference -> layers -> models -> cost ->
 optimizers -> training -> evaluation -> machine -> cards -> networks -> runs -> checks -> explain -> plots -> compare ->
 plan -> batch -> cli``. A module is imported when it's first asked for, so what needs no Keras doesn't wait for it.
 """

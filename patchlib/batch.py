@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from patchlib import cards
+from patchlib import cards, files
 from patchlib.plan import NOTEBOOKS, Run, UsageError
 
 RETRIES = 3  # of a run whose worker or kernel died; it goes on from its checkpoint
@@ -86,16 +86,16 @@ def execute(source: str, architecture: str, values: dict, name: str, place: tupl
                     start_timeout=300,
                     resources={"metadata": {"path": str(cwd)}},  # papermill's cwd would move this whole process
                 )
-                os.replace(unfinished, executed)
+                files.settle(unfinished, executed)
                 for checkpoint in cards.checkpoints(folder):
-                    shutil.rmtree(checkpoint)
+                    files.discard_folder(checkpoint)
             except papermill.PapermillExecutionError as failure:
                 error = _one_line(f"{failure.ename}: {failure.evalue}")
     left = [] if place else [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
     if error:  # a card without a checkpoint beside it means a finished run
         left = [path for path in left if path.name != cards.CARD]
-    files = {path.name: path.read_bytes() for path in sorted(left, key=lambda path: path.name == cards.CARD)}
-    return {"error": error, "files": files, "folder": str(folder), "worker": worker.address}
+    sent = {path.name: path.read_bytes() for path in sorted(left, key=lambda path: path.name == cards.CARD)}
+    return {"error": error, "files": sent, "folder": str(folder), "worker": worker.address}
 
 
 def _one_line(text):
@@ -267,9 +267,7 @@ def _collect(client, run, future):
         result = future.result()
         for name, content in result["files"].items():
             run.folder.mkdir(parents=True, exist_ok=True)
-            partial = run.folder / f"{name}.partial"
-            partial.write_bytes(content)
-            os.replace(partial, run.folder / name)
+            files.put(run.folder / name, lambda path, content=content: path.write_bytes(content))
     except (Exception, CancelledError) as error:
         return Outcome("failed", _one_line(error))
     if result["error"]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import filelock
 import numpy as np
 
-from patchlib import cards, cost, evaluation, machine, networks, optimizers, training
+from patchlib import cards, cost, evaluation, files, machine, networks, optimizers, training
 from patchlib.backend import keras
 from patchlib.cards import CARD, CHECKPOINT, MODEL, PREDICTIONS, PROGRESS, SCHEMA, RunError
 from patchlib.data import Data
@@ -93,6 +93,7 @@ def train(model: keras.Model, data: Data, recipe: Recipe, run_dir: str | os.Path
             f"{data.name!r} has images of {data.input_shape} and {data.num_classes} classes."
         )
     folder.mkdir(parents=True, exist_ok=True)
+    files.flush(folder.parent)
     try:
         with filelock.FileLock(folder / ".lock", timeout=0):
             _refuse_finished(folder)  # once more: another process may just have finished it
@@ -102,8 +103,10 @@ def train(model: keras.Model, data: Data, recipe: Recipe, run_dir: str | os.Path
 
 
 def _train(model, data, recipe, folder):
-    for leftover in folder.glob("*.partial*"):  # of a process that was killed
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    for leftover in folder.glob(f"{CHECKPOINT}*.partial"):  # of a process that was killed
+        shutil.rmtree(leftover)
+    for name in (CARD, MODEL, PREDICTIONS):
+        files.partial(folder / name).unlink(missing_ok=True)
     identity = {
         "architecture": model.name,
         "parameters": _without_folder(recipe),
@@ -124,12 +127,12 @@ def _train(model, data, recipe, folder):
     logits = training.logits(model, data.test)
     card = _card(model, data, recipe, identity, progress, started, logits)
     predictions = _predictions(logits, data.test)
-    _write_whole(folder / MODEL, lambda path: networks.save(model, card, path))
-    _write_whole(folder / PREDICTIONS, lambda path: np.savez_compressed(path, **predictions))
-    _write_whole(folder / CARD, lambda path: path.write_text(json.dumps(card, indent=1, allow_nan=False) + "\n"))
+    files.put(folder / MODEL, lambda path: networks.save(model, card, path))
+    files.put(folder / PREDICTIONS, lambda path: np.savez_compressed(path, **predictions))
+    files.put(folder / CARD, lambda path: path.write_text(json.dumps(card, indent=1, allow_nan=False) + "\n"))
     if not os.environ.get("PATCHLIB_KEEP_CHECKPOINT"):  # `patchlib run` keeps it until the notebook's last cell ran
         for checkpoint in cards.checkpoints(folder):
-            shutil.rmtree(checkpoint)
+            files.discard_folder(checkpoint)
     return card
 
 
@@ -229,28 +232,22 @@ def _refuse_finished(folder):
         )
 
 
-def _write_whole(path, write):
-    """Let ``write`` fill a neighbour of ``path``, then put it in place in one step."""
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    write(partial)
-    os.replace(partial, path)
-
-
 def _checkpoint(folder, progress, record):
     """Write a checkpoint as a folder, whole or not at all; the one before it stays, those before that go."""
-    final = folder / f"{CHECKPOINT}{progress.epoch:05}"
-    partial = folder / f"{final.name}.partial"
-    partial.mkdir()
-    np.savez(partial / _STATE, *progress.state)
-    np.savez(partial / _BEST, *progress.best_weights)
     reached = {"history": progress.history, "best_epoch": progress.best_epoch}
-    (partial / PROGRESS).write_text(json.dumps(record | reached))
-    (partial / _DIGEST).write_text(_digest(partial))
+
+    def fill(partial):
+        np.savez(partial / _STATE, *progress.state)
+        np.savez(partial / _BEST, *progress.best_weights)
+        (partial / PROGRESS).write_text(json.dumps(record | reached))
+        (partial / _DIGEST).write_text(_digest(partial))
+
+    final = folder / f"{CHECKPOINT}{progress.epoch:05}"
     if final.exists():  # broken, so that the run went on from the one before it
-        shutil.rmtree(final)
-    partial.rename(final)
+        files.discard_folder(final)
+    files.put_folder(final, fill)
     for checkpoint in cards.checkpoints(folder)[:-2]:
-        shutil.rmtree(checkpoint)
+        files.discard_folder(checkpoint)
 
 
 def _digest(checkpoint):

@@ -166,6 +166,15 @@ BUGS = {
         "vit",
     ),
     "a broken checkpoint is resumed": ("runs.py", "== _digest(checkpoint)", "!= ''", "convmixer"),
+    "renamed before its data is flushed": ("files.py", "    flush(finished)\n", "", "convmixer"),
+    "renamed, and the folder isn't flushed": ("files.py", "    flush(path.parent)\n", "", "convmixer"),
+    "a checkpoint is seen half removed": (
+        "files.py",
+        "    os.replace(path, partial(path))\n    shutil.rmtree(partial(path))\n",
+        "    shutil.rmtree(path)\n",
+        "convmixer",
+    ),
+    "every seed draws the same weights": ("models.py", "set_random_seed(parameters.seed)", "set_random_seed(0)", "vit"),
     "last weights instead of the best": (
         "training.py",
         "    model.set_weights(progress.best_weights)\n",

@@ -13,7 +13,7 @@ import nbformat
 import yaml
 from nbclient import NotebookClient
 
-from patchlib import markdown
+from patchlib import files, markdown
 from patchlib.parameters import ARCHITECTURES
 
 OF_A_RUN = {"tier", "image_size", "limit", "seed", "run_dir"}
@@ -37,9 +37,7 @@ def refresh(path: Path) -> None:
         cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags"}
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-    partial = path.with_suffix(".partial")
-    nbformat.write(notebook, partial)
-    os.replace(partial, path)
+    files.put(path, lambda partial: nbformat.write(notebook, partial))
 
 
 def tiers_readme() -> str:
