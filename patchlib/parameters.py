@@ -42,11 +42,19 @@ def _sentence(error: dict, known) -> str:
             return f"{error['ctx']['error']}"
     accepted = error["msg"].removeprefix("Input should be ")
     hint = ""
-    if isinstance(received, str) and accepted.endswith("number"):
+    if isinstance(received, str) and accepted.endswith("number") and _is_number(received):
         hint = " YAML reads 1e-3 as text, so write 0.001 or 1.0e-3."
     if isinstance(received, str) and accepted.endswith("boolean"):
         hint = " On papermill's command line write -p NAME True or -p NAME False."
     return f"parameter {name!r}: received {received!r} ({type(received).__name__}), accepted: {accepted}.{hint}"
+
+
+def _is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 class _Checked(pydantic.BaseModel):
@@ -93,6 +101,19 @@ class _Checked(pydantic.BaseModel):
             raise ParameterError(f"{error}{hint}") from None
         namespace["_parameter_names"] = first
         return read
+
+    @classmethod
+    def parse(cls, name: str, text: str) -> bool | int | float | str:
+        """A value from a command line, by the parameter's own type; the text itself where it can't be one."""
+        kind = cls.model_fields[name].annotation if name in cls.model_fields else str
+        if kind is bool:
+            return {"true": True, "false": False}.get(text.lower(), text)
+        if kind in (int, float):
+            try:
+                return kind(text)
+            except ValueError:
+                return text
+        return text
 
     def arguments(self, function) -> dict:
         """The parameters that a function takes by name: ``models.cct(shape, classes, **p.arguments(models.cct))``."""

@@ -47,13 +47,15 @@ def plan(asked: argparse.Namespace) -> list[Run]:
         _refuse_unknown("notebook", architecture, ARCHITECTURES)
         notebook = asked.folder.absolute() / f"{architecture}.ipynb"
         smoke = _parameters_cell(notebook)
+        kind = ARCHITECTURES[architecture]
+        given = {name: kind.parse(name, text) for name, text in settings.items()}
         for tier in dict.fromkeys(asked.tier):
-            values = smoke | _tier(asked.folder / "tiers", architecture, tier) | settings
+            values = smoke | _tier(asked.folder / "tiers", architecture, tier) | given
             if isinstance(values.get("dataset"), str):
                 values["dataset"] = _dataset(values["dataset"], local=asked.scheduler is None)
             for seed in seeds:
                 try:
-                    parameters = ARCHITECTURES[architecture](**values | {"seed": seed, "run_dir": ""})
+                    parameters = kind(**values | {"seed": seed, "run_dir": ""})
                 except ParameterError as error:
                     raise UsageError(f"{architecture}, tier {tier}: {error}") from None
                 folder = asked.out.absolute() / cards.folder_name(architecture, parameters, settings)
@@ -69,9 +71,7 @@ def _refuse_unknown(kind, name, known):
 
 
 def _settings(words):
-    """``["epochs=5"]`` to ``{"epochs": 5}``: values as YAML reads them, but ``1e-3`` is a number."""
-    import yaml  # here, so that its absence can be told in a sentence
-
+    """``["epochs=5"]`` to ``{"epochs": "5"}``."""
     settings = {}
     for word in words:
         name, equals, text = word.partition("=")
@@ -79,14 +79,7 @@ def _settings(words):
             raise UsageError(f"--set: received {word!r}, accepted: NAME=VALUE.")
         if name in _REFUSED:
             raise UsageError(f"--set {name}: not accepted, {_REFUSED[name]}.")
-        try:
-            settings[name] = value = yaml.safe_load(text)
-            if isinstance(value, str):
-                settings[name] = float(value)
-        except yaml.YAMLError:
-            settings[name] = text
-        except ValueError:  # a word it is
-            pass
+        settings[name] = text
     return settings
 
 

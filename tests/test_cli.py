@@ -19,8 +19,8 @@ from patchlib import cli
     [
         ("convmixr", ["unknown notebook 'convmixr'", "'convmixer'", "gmlp"]),
         ("cct --tier basline", ["unknown tier of cct 'basline'", "'baseline'", "smoke"]),
-        ("cct --set epoch=3", ["cct, tier smoke", "unknown parameter 'epoch'", "received 3", "'epochs'"]),
-        ("cct --set epochs=1.5", ["'epochs'", "1.5 (float)", "integer"]),
+        ("cct --set epoch=3", ["cct, tier smoke", "unknown parameter 'epoch'", "received '3'", "'epochs'"]),
+        ("cct --set epochs=1.5", ["'epochs'", "'1.5'", "integer"]),
         ("cct vit --set heads=0", ["cct", "'heads'", "received 0", "greater than or equal to 1"]),
         ("convmixer vit --set heads=2", ["convmixer", "unknown parameter 'heads'"]),
         ("cct --set epochs", ["--set", "'epochs'", "NAME=VALUE"]),
@@ -30,7 +30,10 @@ from patchlib import cli
         ("cct --set dataset=cifr10", ["'cifr10'", "'cifar10'", "digits", "there is no"]),
         ("cct --set dataset=photos/ --scheduler tcp://127.0.0.1:1", ["'photos/'", "absolute path"]),
         ("cct --seeds 0", ["--seeds 0", "--seed 0"]),
-        ('cct --set dataset="cifr10"', ["'cifr10'", "'cifar10'"]),
+        ("cct --set dataset=2024-02-30", ["data set '2024-02-30'", "there is no"]),
+        ("cct --set epochs=1:30", ["'epochs'", "received '1:30'", "integer"]),
+        ("cct --set flip=on", ["'flip'", "received 'on'", "boolean"]),
+        ("cct --set learning_rate=nan", ["'learning_rate'", "received nan", "finite"]),
         ("cct --notebooks nowhere", ["nowhere/cct.ipynb", "--notebooks"]),
     ],
 )

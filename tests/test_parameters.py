@@ -161,3 +161,30 @@ def test_read_refuses_a_mistyped_injection_only_before_the_notebook_has_names_of
         ConvMixer.read(namespace | {"epoch": 7})
     with pytest.raises(ParameterError, match="'epoch'.*'epochs'"):
         ConvMixer.read({"epochs": 2, "epoch": 3})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("epochs", "010", 10),
+        ("epochs", "1:30", "1:30"),
+        ("learning_rate", "1e-3", 1e-3),
+        ("learning_rate", "fast", "fast"),
+        ("flip", "True", True),
+        ("flip", "false", False),
+        ("flip", "on", "on"),
+        ("dataset", "2024", "2024"),
+        ("schedule", "true", "true"),
+        ("epoch", "3", "3"),
+    ],
+)
+def test_a_word_becomes_what_its_parameter_is(name, text, value):
+    found = ConvMixer.parse(name, text)
+    assert found == value and type(found) is type(value)
+
+
+def test_a_hint_at_yaml_only_for_what_could_be_a_number():
+    for text, hinted in (("1e-3", True), ("fast", False)):
+        with pytest.raises(ParameterError) as caught:
+            ConvMixer(learning_rate=text)
+        assert ("YAML" in str(caught.value)) == hinted
