@@ -233,7 +233,7 @@ def _connect(scheduler, workers, stack):
         shared[name] = str(max(1, CPU_COUNT // workers))
     environment = {name: os.environ.get(name, value) for name, value in shared.items()}
     if "PATCHLIB_DATA" in os.environ:  # the notebooks are executed in another folder
-        environment["PATCHLIB_DATA"] = str(Path(os.environ["PATCHLIB_DATA"]).expanduser().absolute())
+        environment["PATCHLIB_DATA"] = str(files.user_path(os.environ["PATCHLIB_DATA"]).absolute())
     # Else Dask looks at what each worker does every 10 ms.
     stack.enter_context(dask.config.set({"distributed.worker.profile.enabled": False}))
     cluster = distributed.LocalCluster(

@@ -13,12 +13,12 @@ import zipfile
 import zlib
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from patchlib.parameters import SIZES, nearest
+from patchlib.files import PathError, user_path
+from patchlib.parameters import SIZES, nearest, shown
 from patchlib.pictures import DataError, find_pictures, is_picture, load_picture
 
 NAMES = tuple(SIZES)
@@ -160,7 +160,10 @@ def _load(name, image_size, limit, validation, patch_size):
 
 def _source(name, image_size, patch_size):
     """The training images, the test images and the class names of a data set, before anything is done to them."""
-    path = Path(name).expanduser()
+    try:
+        path = user_path(name)
+    except PathError as error:
+        raise DataError(f"data set {error}") from None
     if name in NAMES:
         if path.is_dir():
             print(f"{name!r} is the built-in data set; the folder of that name is './{name}'")
@@ -170,10 +173,12 @@ def _source(name, image_size, patch_size):
     elif path.suffix == ".npz" and path.is_file():
         train, test, classes = _npz(path)
     elif path.suffix == ".npz" or "/" in name:
-        raise DataError(f"data set {name!r}: there is no such file or folder (looked for {path.absolute()}).")
+        raise DataError(
+            f"data set {shown(name)}: there is no such file or folder (looked for {str(path.absolute())[:200]})."
+        )
     else:
         raise DataError(
-            f"unknown data set {name!r}: did you mean {nearest(name, NAMES)!r}? Accepted: {', '.join(NAMES)}, "
+            f"unknown data set {shown(name)}: did you mean {nearest(name, NAMES)!r}? Accepted: {', '.join(NAMES)}, "
             "or the path of an .npz file or of a folder train/<class>/*.png."
         )
     if not image_size:
@@ -249,7 +254,7 @@ def _digits():
 def _cifar(name):
     classes = _CLASSES[name].split()
     folder = os.environ.get("PATCHLIB_DATA")
-    if folder and (path := Path(folder).expanduser() / f"{name}.npz").is_file():
+    if folder and (path := user_path(folder) / f"{name}.npz").is_file():
         train, test, _ = _npz(path, classes)
     else:
         from patchlib.backend import keras  # here, because it takes seconds to import
@@ -267,27 +272,52 @@ def _cifar(name):
 
 
 def _npz(path, classes=None):
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is broken or isn't an .npz file ({error}).") from error
+    arrays = _arrays(path)
     missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in arrays]
     if missing:
         raise DataError(f"{path} lacks {', '.join(missing)}: it holds {', '.join(arrays) or 'nothing'}.")
     train, test = (_checked(path, part, arrays[f"x_{part}"], arrays[f"y_{part}"]) for part in ("train", "test"))
-    count = int(max(train.labels.max(), test.labels.max())) + 1
-    classes = classes or np.asarray(arrays.get("classes", range(count))).reshape(-1).astype(str).tolist()
-    if count < 2 or len(classes) < count:
+    count, used = int(max(train.labels.max(), test.labels.max())) + 1, len(np.unique(train.labels))
+    if used < 2:
+        raise DataError(f"{path} has only label {train.labels[0]} in y_train: accepted are at least 2 classes.")
+    if not classes and "classes" not in arrays and used < count:
         raise DataError(
-            f"{path} has labels from 0 to {count - 1} and {len(classes)} class name(s): "
-            "accepted are at least 2 classes, with a name for each label."
+            f"{path} has {used} different labels in y_train and labels up to {count - 1}: accepted are those from 0 to "
+            f"{used - 1}, or an array `classes` with a name for each label from 0 to {count - 1}."
+        )
+    classes = classes or np.asarray(arrays.get("classes", range(count))).reshape(-1).astype(str).tolist()
+    if len(classes) < count:
+        raise DataError(
+            f"{path} has labels from 0 to {count - 1} and {len(classes)} class name(s): accepted is a name for each."
         )
     if twice := [name for name, times in Counter(classes).items() if times > 1]:
         raise DataError(f"{path}: {', '.join(map(repr, twice))} is the name of more than one class.")
     if train.images.shape[1:] != test.images.shape[1:]:
         raise DataError(f"{path}: x_train is of {train.images.shape}, x_test of {test.images.shape}.")
     return train, test, classes
+
+
+def _arrays(path):
+    """All arrays of an .npz file, if they fit into this machine's memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size <= memory:
+            with np.load(path, allow_pickle=False) as file:
+                return {key: file[key] for key in file.files}
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        MemoryError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise DataError(f"{path} is broken or isn't an .npz file ({error}).") from error
+    raise DataError(f"{path} unpacks to {size / 1e9:,.1f} GB, and this machine has {memory / 1e9:,.1f} GB of memory.")
 
 
 def _checked(path, part, images, labels) -> Split:
@@ -303,8 +333,10 @@ def _checked(path, part, images, labels) -> Split:
             f"{path}: y_{part} is {labels.dtype} of shape {labels.shape}, accepted: {count} integers from 0 on, "
             f"of shape ({count},) or ({count}, 1), which one-hot labels become by argmax(axis=1)."
         )
-    if labels.min() < 0:
-        raise DataError(f"{path}: y_{part} goes from {labels.min()} to {labels.max()}, accepted: integers from 0 on.")
+    if labels.min() < 0 or labels.max() >= 2**31:
+        raise DataError(
+            f"{path}: y_{part} goes from {labels.min()} to {labels.max()}, accepted: integers from 0 to {2**31 - 1}."
+        )
     return Split(np.broadcast_to(images, (*images.shape[:3], 3)), labels.reshape(-1).astype("int64"))
 
 

@@ -10,6 +10,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 
+class PathError(ValueError):
+    """A text that can't be a path on this machine."""
+
+
+def user_path(text: str | os.PathLike) -> Path:
+    """A path that a user wrote, ``~`` for the home directory.
+
+    Raises:
+        PathError: there is no such user, a name is too long, or a character can't stand in one.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+        return path
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PathError(f"{os.fspath(text)[:80]!r} isn't a path ({reason}).") from None
+
+
 def partial(path: Path) -> Path:
     """What a file or a folder is called until it's whole, and from when it's being removed."""
     return path.with_name(f"{path.stem}.partial{path.suffix}")

@@ -12,6 +12,8 @@ from pathlib import Path
 from patchlib import layers  # noqa: F401, registers the layers with Keras
 from patchlib.backend import keras
 from patchlib.cards import CARD, MODEL
+from patchlib.files import user_path
+from patchlib.parameters import shown
 
 PUBLISHED = Path(__file__).parents[1] / "results" / "weights"
 
@@ -37,14 +39,14 @@ def load_model(source: str | os.PathLike) -> keras.Model:
     Raises:
         ValueError: there is no such network, or the file isn't a Keras model.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     if str(source) in published():
         path = PUBLISHED / f"{source}.keras"
     elif path.is_dir():
         path = path / MODEL
     if not path.exists():
         names = f"a trained network ({', '.join(published())}), " if published() else ""
-        raise ValueError(f"no model: received {str(source)!r}, accepted: {names}a run's folder or a .keras file.")
+        raise ValueError(f"no model: received {shown(str(source))}, accepted: {names}a run's folder or a .keras file.")
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} isn't a Keras model: no zip archive.")
     model = keras.saving.load_model(path, compile=False)

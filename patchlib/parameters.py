@@ -32,12 +32,20 @@ def nearest(name: str, known) -> str:
     return max(known, key=lambda k: difflib.SequenceMatcher(None, str(name).lower(), k.lower()).ratio())
 
 
+def shown(value) -> str:
+    """A value as it's quoted in a sentence: its ``repr``, and of a long one the beginning."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def _sentence(error: dict, known) -> str:
     """One sentence out of one entry of ``pydantic.ValidationError.errors()``."""
     name, received = ".".join(str(part) for part in error["loc"][:1]), error.get("input")
     match error["type"]:
         case "extra_forbidden":
-            return f"unknown parameter {name!r} (received {received!r}): did you mean {nearest(name, known)!r}?"
+            return (
+                f"unknown parameter {shown(name)} (received {shown(received)}): did you mean {nearest(name, known)!r}?"
+            )
         case "value_error":
             return f"{error['ctx']['error']}"
     accepted = error["msg"].removeprefix("Input should be ")
@@ -46,7 +54,7 @@ def _sentence(error: dict, known) -> str:
         hint = " YAML reads 1e-3 as text, so write 0.001 or 1.0e-3."
     if isinstance(received, str) and accepted.endswith("boolean"):
         hint = " On papermill's command line write -p NAME True or -p NAME False."
-    return f"parameter {name!r}: received {received!r} ({type(received).__name__}), accepted: {accepted}.{hint}"
+    return f"parameter {name!r}: received {shown(received)} ({type(received).__name__}), accepted: {accepted}.{hint}"
 
 
 def _is_number(text):

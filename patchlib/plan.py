@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from patchlib import cards, data
-from patchlib.parameters import ARCHITECTURES, ParameterError, RunParameters, nearest
+from patchlib.files import PathError, user_path
+from patchlib.parameters import ARCHITECTURES, ParameterError, RunParameters, nearest, shown
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
@@ -114,10 +115,15 @@ def _tier(folder, architecture, tier):
 
 def _dataset(name, local):
     """A data set's name, or its path as the notebook understands it, which is executed elsewhere."""
-    path, names = Path(name).expanduser(), ", ".join(data.NAMES)
+    try:
+        path, names = user_path(name), ", ".join(data.NAMES)
+    except PathError as error:
+        raise UsageError(f"data set {error}") from None
     if name in data.NAMES or (not local and path.is_absolute()):
         return name
     if local and path.exists():
         return str(path.absolute())
     where = f"a path, and there is no {path.absolute()}" if local else "an absolute path on the workers' own disks"
-    raise UsageError(f"data set {name!r}: did you mean {nearest(name, data.NAMES)!r}? Accepted: {names}, or {where}.")
+    raise UsageError(
+        f"data set {shown(name)}: did you mean {nearest(name, data.NAMES)!r}? Accepted: {names}, or {where}."
+    )

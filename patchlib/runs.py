@@ -38,7 +38,7 @@ def new_folder(parameters: RunParameters, architecture: str) -> Path:
         RunError: the folder holds a finished run.
     """
     if parameters.run_dir:
-        folder = Path(parameters.run_dir).expanduser()
+        folder = files.user_path(parameters.run_dir)
         _refuse_finished(folder)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -85,7 +85,7 @@ def train(model: keras.Model, data: Data, recipe: Recipe, run_dir: str | os.Path
         ValueError: the model doesn't fit the data.
         FloatingPointError: the loss is no longer a finite number.
     """
-    folder = Path(run_dir).expanduser()
+    folder = files.user_path(run_dir)
     _refuse_finished(folder)
     if model.input_shape[1:] != data.input_shape or model.output_shape[-1] != data.num_classes:
         raise ValueError(

@@ -1,6 +1,8 @@
 import json
+import os
 import re
 import time
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -568,6 +570,41 @@ def changed(**changes):
     return write
 
 
+def encrypted(path):
+    npz(path / "own.npz")
+    content = bytearray((path / "own.npz").read_bytes())
+    for signature, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        for found in re.finditer(re.escape(signature), bytes(content)):
+            content[found.start() + flags] |= 1
+    (path / "own.npz").write_bytes(content)
+    return path / "own.npz"
+
+
+def claims_more_than_there_is(path):
+    npz(path / "own.npz")
+    with zipfile.ZipFile(path / "own.npz", "a") as archive, archive.open("x_more.npy", "w") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (10**11, 32, 32, 3)}
+        np.lib.format.write_array_header_1_0(file, header)
+    return path / "own.npz"
+
+
+def fifo(path):
+    os.mkfifo(path / "own.npz")
+    return path / "own.npz"
+
+
+def test_what_would_not_fit_into_memory_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 10, "SC_PHYS_PAGES": 100}[name])
+    monkeypatch.setattr(np, "load", None)
+    with pytest.raises(DataError, match=r"own.npz unpacks to 0.0 GB, and this machine has 0.0 GB of memory\."):
+        load_data(changed()(tmp_path))
+
+
+def test_labels_with_gaps_are_taken_where_each_has_a_name(tmp_path):
+    data = load_data(changed(y_train=np.arange(40) % 2 * 3, classes=np.array(list("abcd")))(tmp_path))
+    assert data.num_classes == 4 and set(data.train.labels) == {0, 3}
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -583,11 +620,26 @@ def changed(**changes):
         (changed(x_test=images(8, (9, 8, 3))), ["(40, 8, 8, 3)", "(8, 9, 8, 3)"]),
         (changed(y_train=np.zeros(40)), ["y_train is float64", "40 integers"]),
         (changed(y_train=np.zeros(39, int)), ["y_train is int64 of shape (39,)", "40 integers"]),
-        (changed(y_train=np.arange(40) - 3), ["y_train", "from -3", "from 0 on"]),
+        (changed(y_train=np.arange(40) - 3), ["y_train", "from -3", "from 0 to"]),
         (changed(y_train=np.eye(4, dtype=int)[np.arange(40) % 4]), ["of shape (40, 4)", "40 integers", "argmax"]),
         (changed(y_train=np.eye(4)[np.arange(40) % 4]), ["float64 of shape (40, 4)", "40 integers", "argmax"]),
         (changed(classes=np.array(["a", "b", "c"])), ["labels from 0 to 3", "3 class name"]),
         (changed(classes=np.array(["a", "b", "a", "d"])), ["'a'", "more than one class"]),
+        (
+            changed(y_train=(np.arange(40) % 4).astype("uint64") + np.uint64(2**63)),
+            ["from 9223372036854775808", "from 0 to 2147483647"],
+        ),
+        (changed(y_train=np.full(40, 255)), ["only label 255", "at least 2 classes"]),
+        (
+            changed(y_train=np.arange(40) % 2 * 20_000_000),
+            ["2 different labels", "up to 20000000", "0 to 1", "classes"],
+        ),
+        (encrypted, ["own.npz is broken", "encrypted"]),
+        (claims_more_than_there_is, ["own.npz is broken"]),
+        (fifo, ["no such file"]),
+        (lambda path: "~nobody-of-this-name/own.npz", ["~nobody", "isn't a path"]),
+        (lambda path: "x" * 5000 + ".npz", ["data set 'xxx", "File name too long"]),
+        (lambda path: "/dev/zero", ["/dev/zero", "no such file"]),
         (lambda path: path / "nowhere.npz", ["nowhere.npz", "no such file"]),
         (lambda path: path, ["no folder 'train'", "<class>"]),
         (lambda path: "cifar11", ["unknown data set 'cifar11'", "'cifar10'", "digits"]),
