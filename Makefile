@@ -3,7 +3,10 @@ PYTHON := python3
 PY := .venv/bin/python
 NB := convmixer
 TIER := smoke
-SETTINGS = $(if $(DATA),--set "dataset=$(DATA)") $(LIMIT:%=--set limit=%) $(EPOCHS:%=--set epochs=%)
+# What was given reaches the shell in its environment, so that nothing in it is taken for code.
+GIVEN := NB TIER DATA LIMIT EPOCHS SEED ARGS
+$(foreach name,$(GIVEN),$(eval export GIVEN_$(name) := $$(value $(name))))
+unexport $(GIVEN)
 FULL := nice -n 19 $(PY) -m patchlib run --out runs/full
 PYTEST := -m pytest --numprocesses 2 --dist
 
@@ -12,14 +15,16 @@ help:  ## what there is
 	@sed -nE 's/^([a-z]+):[^#]*## /\1\t/p' Makefile | expand -t 10
 
 run: .venv/ready  ## run a notebook: make run NB=convmixer TIER=tuned DATA=cifar10 LIMIT=2000 EPOCHS=2 SEED=0 ARGS="--set dim=64"
-	@$(PY) -m patchlib run $(NB) --tier $(TIER) --seed $(or $(SEED),0) $(SETTINGS) $(ARGS)
+	@set -f; $(PY) -m patchlib run "$$GIVEN_NB" --tier "$$GIVEN_TIER" --seed "$${GIVEN_SEED:-0}" \
+		$${GIVEN_DATA:+--set "dataset=$$GIVEN_DATA"} $${GIVEN_LIMIT:+--set "limit=$$GIVEN_LIMIT"} \
+		$${GIVEN_EPOCHS:+--set "epochs=$$GIVEN_EPOCHS"} $$GIVEN_ARGS
 
 full: .venv/ready  ## the full runs: every notebook, all tiers, three seeds; again goes on: make full ARGS="--workers 2"
-	$(FULL) --tier fast --seeds 3 $(ARGS)
-	$(FULL) convmixer --tier tuned --set epochs=10 $(ARGS)
-	$(FULL) --tier tuned $(ARGS)
-	$(FULL) --tier baseline $(ARGS)
-	$(FULL) --tier tuned baseline --seeds 3 $(ARGS)
+	$(FULL) --tier fast --seeds 3 $$GIVEN_ARGS
+	$(FULL) convmixer --tier tuned --set epochs=10 $$GIVEN_ARGS
+	$(FULL) --tier tuned $$GIVEN_ARGS
+	$(FULL) --tier baseline $$GIVEN_ARGS
+	$(FULL) --tier tuned baseline --seeds 3 $$GIVEN_ARGS
 
 test: .venv/ready .venv-jax/ready  ## all that CI runs: ruff, unit tests on TensorFlow and JAX, every notebook's outputs
 	.venv/bin/ruff check .
@@ -30,17 +35,17 @@ test: .venv/ready .venv-jax/ready  ## all that CI runs: ruff, unit tests on Tens
 		tests/test_networks.py tests/test_runs.py tests/test_training.py
 
 lab: .venv/ready  ## JupyterLab on the notebooks; as root, in a container: make lab ARGS=--allow-root
-	$(PY) -m jupyterlab notebooks $(ARGS)
+	$(PY) -m jupyterlab notebooks $$GIVEN_ARGS
 
 refresh: .venv/ready  ## run the notebooks and store their outputs: the only way the reference changes
 	$(PY) tools/refresh.py notebooks/*.ipynb
 bench: .venv/ready  ## speed beside the published examples, and PyTorch after make .venv-torch/ready: make bench ARGS="compare start_up"
-	$(PY) tools/bench.py $(ARGS)
+	$(PY) tools/bench.py $$GIVEN_ARGS
 bite: .venv/ready  ## plant bugs one by one and see that each is caught
-	$(PY) tools/bite.py $(ARGS)
+	$(PY) tools/bite.py $$GIVEN_ARGS
 mutants: .venv/ready  ## change the code in small ways and see what no test notices: make mutants ARGS="--sample 200 --modules data"
 	$(PY) -m pip install --quiet --constraint constraints.txt cosmic-ray
-	$(PY) tools/mutants.py $(ARGS)
+	$(PY) tools/mutants.py $$GIVEN_ARGS
 lock: .venv/ready  ## choose newer versions of everything
 	$(PY) -m pip install --quiet uv
 	$(PY) -m uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 --all-extras \

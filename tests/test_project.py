@@ -74,6 +74,19 @@ def test_readme_is_short_and_names_what_exists():
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target
 
 
+def test_what_make_is_given_reaches_python_as_it_is(tmp_path):
+    shown = tmp_path / "python"
+    shown.write_text("#!/usr/bin/env python3\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+    shown.chmod(0o755)
+    hostile = f"my photos/$(shell touch {tmp_path}/a)`touch {tmp_path}/b`$$(touch {tmp_path}/c)\"'"
+    words = [f"PY={shown}", f"DATA={hostile}", "LIMIT=3;ls", "SEED=", "ARGS=--set dim=64 *"]
+    command = ["make", "--silent", "--old-file=.venv/ready", "run", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    given = ["--set", f"dataset={hostile}", "--set", "limit=3;ls", "--set", "dim=64", "*"]
+    expected = ["-m", "patchlib", "run", "convmixer", "--tier", "smoke", "--seed", "0", *given]
+    assert json.loads(done.stdout) == expected and list(tmp_path.iterdir()) == [shown]
+
+
 def test_import_is_lazy_and_takes_less_than_a_second_beyond_keras():
     program = (
         "import patchlib, sys; print([name for name in sys.modules if name.startswith(('patchlib.', 'keras'))])\n"
