@@ -22,8 +22,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from patchlib import cards, files
+from patchlib.parameters import shown
 from patchlib.plan import NOTEBOOKS, Run, UsageError
 
+LEFT = ("curves.png", cards.MODEL, cards.PREDICTIONS, cards.CARD)  # what a run leaves, beside its notebook
 RETRIES = 3  # of a run whose worker or kernel died; it goes on from its checkpoint
 SILENCE = 60  # seconds after which it's said that the runs are going on
 
@@ -91,10 +93,10 @@ def execute(source: str, architecture: str, values: dict, name: str, place: tupl
                     files.discard_folder(checkpoint)
             except papermill.PapermillExecutionError as failure:
                 error = _one_line(f"{failure.ename}: {failure.evalue}")
-    left = [] if place else [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    left = [] if place else [unfinished, executed, *(folder / name for name in LEFT)]
     if error:  # a card without a checkpoint beside it means a finished run
         left = [path for path in left if path.name != cards.CARD]
-    sent = {path.name: path.read_bytes() for path in sorted(left, key=lambda path: path.name == cards.CARD)}
+    sent = {path.name: path.read_bytes() for path in left if path.exists()}
     return {"error": error, "files": sent, "folder": str(folder), "worker": worker.address}
 
 
@@ -264,7 +266,12 @@ def _submit(client, runs, local):
 def _collect(client, run, future):
     """The outcome of a run that has ended, its files put into its folder if they came as a message."""
     try:
-        result = future.result()
+        result, notebook = future.result(), run.notebook.stem
+        accepted = {f"{notebook}.ipynb", f"{notebook}.unfinished.ipynb", *LEFT}
+        if others := set(result["files"]) - accepted:
+            return Outcome(
+                "failed", f"the worker sent {shown(sorted(others))}, accepted: {', '.join(sorted(accepted))}."
+            )
         for name, content in result["files"].items():
             run.folder.mkdir(parents=True, exist_ok=True)
             files.put(run.folder / name, lambda path, content=content: path.write_bytes(content))

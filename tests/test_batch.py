@@ -210,6 +210,19 @@ def test_a_run_that_somebody_else_is_at_is_waited_for_and_kept(stub):
     assert (run.folder / "run.json").read_text() == card
 
 
+@pytest.mark.parametrize("name", ["../evil.py", "/tmp/evil.py", ".lock", "notes.txt", "cct.ipynb/../../evil"])
+def test_files_of_other_names_that_a_worker_sends_are_refused(tmp_path, monkeypatch, name):
+    class Future:
+        def result(self):
+            return {"error": "", "files": {"run.json": b"{}", name: b"evil"}, "folder": "x", "worker": "y"}
+
+    monkeypatch.chdir(tmp_path)
+    (run,) = planned("cct").values()
+    outcome = batch._collect(None, run, Future())
+    assert outcome.status == "failed" and outcome.reason.startswith(f"the worker sent [{name!r}], accepted: cct.ipynb")
+    assert not list(tmp_path.rglob("*evil*")) and not run.folder.exists()
+
+
 def test_a_real_notebook(tmp_path):
     program = [sys.executable, "-m", "patchlib", "run", "vit", "--set", "limit=64", "--set", "epochs=1"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
