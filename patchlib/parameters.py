@@ -88,18 +88,11 @@ class _Checked(pydantic.BaseModel):
         Raises:
             ParameterError: a name is unknown or a value isn't accepted.
         """
-        values = {
-            name: value
-            for name, value in namespace.items()
-            if not name.startswith("_") and name not in _IPYTHON_NAMES and not isinstance(value, ModuleType)
-        }
+        plain = {name for name, value in namespace.items() if isinstance(value, bool | int | float | str)}
+        misspelt = {n for n in plain if difflib.get_close_matches(n.strip("_"), cls.model_fields, 1, 0.85)}
+        given = {name for name in namespace if not name.startswith("_")} - (_IPYTHON_NAMES - plain) | misspelt
+        values = {n: value for n, value in namespace.items() if n in given and not isinstance(value, ModuleType)}
         first = namespace.get("_parameter_names", {name for name, value in values.items() if not callable(value)})
-        misspelt = {
-            name
-            for name, value in values.items()
-            if isinstance(value, bool | int | float | str)
-            and difflib.get_close_matches(name, cls.model_fields, 1, 0.85)
-        }
         parameters = {name: values[name] for name in values if name in {*first, *misspelt, *cls.model_fields}}
         try:
             read = cls(**parameters)

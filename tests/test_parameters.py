@@ -188,3 +188,11 @@ def test_a_hint_at_yaml_only_for_what_could_be_a_number():
         with pytest.raises(ParameterError) as caught:
             ConvMixer(learning_rate=text)
         assert ("YAML" in str(caught.value)) == hinted
+
+
+@pytest.mark.parametrize("name", ["In", "Out", "open", "exit", "_epochs", "__epochs__"])
+def test_names_that_python_has_uses_for_pass_no_value(name):
+    usual = {"In": ["", "x"], "Out": {}, "open": open, "exit": object(), "_i1": "epochs = 3", "_": 5, "__name__": "x"}
+    ConvMixer.read(dict(usual))
+    with pytest.raises(ParameterError, match=f"unknown parameter '{name}'"):
+        ConvMixer.read(usual | {name: 3})
