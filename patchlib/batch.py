@@ -40,7 +40,9 @@ class Outcome:
     seconds: float = float("nan")
 
 
-def execute(source: str, architecture: str, values: dict, name: str, place: tuple[str, str] | None) -> dict:
+def execute(
+    source: str, architecture: str, values: dict, name: str, place: tuple[str, str] | None, timeout: float | None
+) -> dict:
     """Execute one run's notebook: what a worker does.
 
     Args:
@@ -50,6 +52,7 @@ def execute(source: str, architecture: str, values: dict, name: str, place: tupl
         name: of the run's folder on this machine's own disk, if ``place`` is None. When this process is killed, whoever
             does the same run on the same machine finds its checkpoint there.
         place: the run's folder and the working directory, if this worker has the disk of who asked.
+        timeout: seconds that a cell may take; None: as long as it likes.
 
     Returns:
         ``error``: in one line, or "". ``files``: what the run left, by name, the card last, if ``place`` is None.
@@ -61,6 +64,7 @@ def execute(source: str, architecture: str, values: dict, name: str, place: tupl
     import distributed
     import filelock
     import papermill
+    from nbclient.exceptions import CellTimeoutError
 
     if place:  # this process and its kernels are ours: their errors come as messages, and the terminal has the bar
         with open(os.devnull, "w") as nowhere:
@@ -86,6 +90,7 @@ def execute(source: str, architecture: str, values: dict, name: str, place: tupl
                     values | {"run_dir": str(folder)},
                     progress_bar=False,
                     start_timeout=300,
+                    execution_timeout=timeout,
                     resources={"metadata": {"path": str(cwd)}},  # papermill's cwd would move this whole process
                 )
                 files.settle(unfinished, executed)
@@ -93,6 +98,10 @@ def execute(source: str, architecture: str, values: dict, name: str, place: tupl
                     files.discard_folder(checkpoint)
             except papermill.PapermillExecutionError as failure:
                 error = _one_line(f"{failure.ename}: {failure.evalue}")
+            except CellTimeoutError:
+                error = (
+                    f"a cell took longer than {timeout:g} seconds (--timeout); {unfinished.name} has those before it."
+                )
     left = [] if place else [unfinished, executed, *(folder / name for name in LEFT)]
     if error:  # a card without a checkpoint beside it means a finished run
         left = [path for path in left if path.name != cards.CARD]
@@ -118,13 +127,16 @@ def judge(run: Run, status: str) -> Outcome:
         return Outcome("failed", f"{card} isn't a run card ({error!r}).")
 
 
-def run_all(runs: list[Run], workers: int = 1, scheduler: str | None = None) -> dict[Run, Outcome]:
+def run_all(
+    runs: list[Run], workers: int = 1, scheduler: str | None = None, timeout: float | None = None
+) -> dict[Run, Outcome]:
     """Execute what isn't finished, and report on stderr.
 
     Args:
         runs: as ``plan`` gives them.
         workers: how many processes to start, if there's no ``scheduler``.
         scheduler: address of a Dask cluster's scheduler.
+        timeout: seconds that a cell may take.
 
     Raises:
         UsageError: no scheduler answers.
@@ -137,7 +149,7 @@ def run_all(runs: list[Run], workers: int = 1, scheduler: str | None = None) -> 
     with ExitStack() as stack:
         report = stack.enter_context(_Report(todo, outcomes))
         client = _connect(scheduler, min(workers, len(todo)), stack)
-        futures, ended = _submit(client, todo, local=scheduler is None)
+        futures, ended = _submit(client, todo, scheduler is None, timeout)
         try:
             while futures:
                 with suppress(queue.Empty):
@@ -249,16 +261,15 @@ def _connect(scheduler, workers, stack):
     return stack.enter_context(distributed.Client(stack.enter_context(cluster)))
 
 
-def _submit(client, runs, local):
+def _submit(client, runs, local, timeout):
     """A future for each run, and a queue that a run enters when it has ended."""
     futures, ended, batch = {}, queue.SimpleQueue(), f"patchlib-{uuid.uuid4().hex}"
     for run in runs:
         source, values = run.notebook.read_text(), run.parameters.model_dump(exclude={"run_dir"})
         name = f"{run.folder.name}-{cards.digest(source + json.dumps(values))}"
         place = (str(run.folder), str(run.notebook.parent)) if local else None
-        futures[run] = client.submit(
-            execute, source, run.notebook.stem, values, name, place, key=(batch, run.folder.name), retries=RETRIES
-        )
+        arguments = source, run.notebook.stem, values, name, place, timeout
+        futures[run] = client.submit(execute, *arguments, key=(batch, run.folder.name), retries=RETRIES)
         futures[run].add_done_callback(lambda _, run=run: ended.put(run))
     return futures, ended
 

@@ -47,6 +47,7 @@ def _parser():
         metavar="FOLDER",
         help="(default: the checkout's)",
     )
+    add("--timeout", type=_number(1), metavar="SECONDS", help="a run fails if one of its cells takes longer")
     pool = run.add_mutually_exclusive_group()
     pool.add_argument("--workers", type=_number(1), default=1, metavar="N", help="how many runs at a time (default: 1)")
     pool.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="run on the workers of this Dask cluster")
@@ -67,7 +68,7 @@ def main(words: list[str] | None = None) -> int:
     asked, runs = _parser().parse_args(words), []
     try:
         runs = plan.plan(asked)
-        outcomes = batch.run_all(runs, asked.workers, asked.scheduler)
+        outcomes = batch.run_all(runs, asked.workers, asked.scheduler, asked.timeout)
     except plan.UsageError as error:
         print(f"patchlib run: {error}", file=sys.stderr)
         return 2

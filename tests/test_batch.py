@@ -144,6 +144,16 @@ def test_interrupted_by_ctrl_c_the_same_command_goes_on(stub):
     assert [epoch for epoch, *_ in log(stub, 0)] == [1, 2]
 
 
+def test_a_hung_cell_is_ended_and_the_notebook_kept(stub):
+    code, output, errors = end(start("--set", "epochs=2", "--timeout", "8", acts={0: "hang"}))
+    reason = "a cell took longer than 8 seconds (--timeout); convmixer.unfinished.ipynb has those before it."
+    assert code == 1 and f"{NAME}  failed    {reason}" in output, output + errors
+    assert names(stub / "out" / NAME) == ["checkpoint-00001", "convmixer.unfinished.ipynb"]
+    assert [epoch for epoch, *_ in log(stub, 0)] == [1]  # it isn't tried again
+    _, kernel, _ = log(stub, 0)[0]
+    wait_for(lambda: not Path(f"/proc/{kernel}").exists(), subprocess.Popen(["sleep", "60"]))
+
+
 @contextlib.contextmanager
 def cluster(folder):
     """A scheduler and two workers that share no folder; yields its address."""
