@@ -7,6 +7,7 @@ then renamed, then the folder's own entries are flushed, and only after that may
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -22,7 +23,8 @@ def user_path(text: str | os.PathLike) -> Path:
     """
     try:
         path = Path(text).expanduser()
-        path.exists()
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            path.stat()
         return path
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -35,7 +35,7 @@ def nearest(name: str, known) -> str:
 def shown(value) -> str:
     """A value as it's quoted in a sentence: its ``repr``, and of a long one the beginning."""
     text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    return text if len(text) <= 200 else f"{text[:200]}...{text[-1]}"
 
 
 def _sentence(error: dict, known) -> str:

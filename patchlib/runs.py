@@ -12,6 +12,7 @@ import os
 import shlex
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import filelock
@@ -21,7 +22,7 @@ from patchlib import cards, cost, evaluation, files, machine, networks, optimize
 from patchlib.backend import keras
 from patchlib.cards import CARD, CHECKPOINT, MODEL, PREDICTIONS, PROGRESS, SCHEMA, RunError
 from patchlib.data import Data
-from patchlib.parameters import ARCHITECTURES, Recipe, RunParameters
+from patchlib.parameters import ARCHITECTURES, Recipe, RunParameters, shown
 
 # What a checkpoint holds beside its progress: all that training goes on from, the best weights, a hash of the three.
 _STATE, _BEST, _DIGEST = "state.npz", "best.npz", "sha256"
@@ -35,16 +36,12 @@ def new_folder(parameters: RunParameters, architecture: str) -> Path:
     before, below ``$PATCHLIB_RUNS`` or ``runs/``.
 
     Raises:
-        RunError: the folder holds a finished run.
+        RunError: the folder holds a finished run, or can't be written into.
     """
     if parameters.run_dir:
-        folder = files.user_path(parameters.run_dir)
-        _refuse_finished(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-    root = Path(os.environ.get("PATCHLIB_RUNS", "runs"))
+        return _made(parameters.run_dir)
+    root = _made(os.environ.get("PATCHLIB_RUNS", "runs"))
     name = cards.folder_name(architecture, parameters)
-    root.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
         folder = root / (name if number == 1 else f"{name}-{number}")
@@ -53,6 +50,19 @@ def new_folder(parameters: RunParameters, architecture: str) -> Path:
             return folder
         except FileExistsError:
             number += 1
+
+
+def _made(name: str | os.PathLike) -> Path:
+    """A folder that can be written into and holds no finished run, made if need be."""
+    try:
+        folder = files.user_path(name)
+        _refuse_finished(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, files.PathError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"run_dir: received {shown(os.fspath(name))}, which can't be written into ({reason}).") from None
+    return folder
 
 
 def precision(parameters: RunParameters, folder: Path) -> str:
@@ -81,18 +91,17 @@ def train(model: keras.Model, data: Data, recipe: Recipe, run_dir: str | os.Path
         The run card, as written to ``run.json``.
 
     Raises:
-        RunError: ``run_dir`` holds a finished run, another run's checkpoint, or is in use by another process.
+        RunError: ``run_dir`` holds a finished run, another run's checkpoint, is in use by another process, or can't be
+            written into.
         ValueError: the model doesn't fit the data.
         FloatingPointError: the loss is no longer a finite number.
     """
-    folder = files.user_path(run_dir)
-    _refuse_finished(folder)
     if model.input_shape[1:] != data.input_shape or model.output_shape[-1] != data.num_classes:
         raise ValueError(
             f"the model takes {model.input_shape[1:]} and gives {model.output_shape[-1]} logits; "
             f"{data.name!r} has images of {data.input_shape} and {data.num_classes} classes."
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _made(run_dir)
     files.flush(folder.parent)
     try:
         with filelock.FileLock(folder / ".lock", timeout=0):

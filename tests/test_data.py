@@ -639,6 +639,7 @@ def test_labels_with_gaps_are_taken_where_each_has_a_name(tmp_path):
         (fifo, ["no such file"]),
         (lambda path: "~nobody-of-this-name/own.npz", ["~nobody", "isn't a path"]),
         (lambda path: "x" * 5000 + ".npz", ["data set 'xxx", "File name too long"]),
+        (lambda path: "a\0b.npz", ["isn't a path", "null"]),
         (lambda path: "/dev/zero", ["/dev/zero", "no such file"]),
         (lambda path: path / "nowhere.npz", ["nowhere.npz", "no such file"]),
         (lambda path: path, ["no folder 'train'", "<class>"]),

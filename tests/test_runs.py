@@ -191,6 +191,33 @@ def test_a_finished_run_is_not_overwritten(tmp_path):
     assert before == ((tmp_path / "run.json").read_bytes(), (tmp_path / "model.keras").read_bytes())
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("a file", "File exists"), ("x" * 300, "File name too long"), ("a file/below", "Not a directory"), ("nul\0", "")],
+)
+def test_a_folder_that_cannot_be_written_into_is_refused_before_training(tmp_path, monkeypatch, name, reason):
+    monkeypatch.chdir(tmp_path)
+    Path("a file").write_text("mine")
+    sentence = rf"run_dir: received '.*', which can't be written into \(.*{reason}.*\)\.$"
+    with pytest.raises(cards.RunError, match=sentence):
+        runs.train(small_model(), tiny(), RECIPE, name)
+    with pytest.raises(cards.RunError, match=sentence):
+        runs.new_folder(ConvMixer(run_dir=name), "convmixer")
+    monkeypatch.setenv("PATCHLIB_RUNS", name.replace("\0", "x" * 300))
+    with pytest.raises(cards.RunError, match="which can't be written into"):
+        runs.new_folder(ConvMixer(), "convmixer")
+    assert Path("a file").read_text() == "mine" and [path.name for path in tmp_path.iterdir()] == ["a file"]
+
+
+def test_a_read_only_folder_is_refused(tmp_path, monkeypatch):
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(runs.tempfile, "TemporaryFile", refuse)  # root may write anywhere
+    with pytest.raises(cards.RunError, match=r"can't be written into \(Permission denied\)"):
+        runs.train(small_model(), tiny(), RECIPE, tmp_path)
+
+
 def test_folders_by_default_are_new(tmp_path, monkeypatch):
     monkeypatch.setenv("PATCHLIB_RUNS", str(tmp_path / "not" / "there"))
     p = ConvMixer(dataset="/somewhere/photos", seed=3)
