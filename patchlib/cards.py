@@ -11,15 +11,71 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import NotRequired
 
 import numpy as np
+import pydantic
+from typing_extensions import TypedDict  # Python 3.11's own isn't enough for pydantic
 
 from patchlib import markdown
-from patchlib.parameters import ARCHITECTURES, Recipe, RunParameters
+from patchlib.parameters import ARCHITECTURES, Recipe, RunParameters, shown
 
 SCHEMA = 1
 CARD, MODEL, PREDICTIONS = "run.json", "model.keras", "predictions.npz"
 CHECKPOINT, PROGRESS = "checkpoint-", "progress.json"  # a folder, and the file in it that is no array
+
+
+class _Dataset(TypedDict):
+    name: str
+    fingerprint: str
+    train: int
+    validation: int
+    test: int
+    classes: NotRequired[list[str]]
+
+
+class _Counts(TypedDict):
+    parameters: int
+    multiply_adds: NotRequired[int]
+
+
+class _Metrics(TypedDict):
+    val_accuracy: float
+    test_accuracy: float
+    test_top5: NotRequired[float | None]
+
+
+class _Time(TypedDict):
+    seconds: float
+    images_per_second: float
+
+
+class _Hardware(TypedDict):
+    processor: str
+    cores: int
+    accelerators: list[str]
+
+
+class _Card(TypedDict):
+    """What is read of a card. There may be more in it, and in cards of old there's less."""
+
+    __pydantic_config__ = pydantic.ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+    architecture: str
+    tier: str | None
+    seed: int
+    parameters: dict[str, bool | int | float | str]
+    dataset: _Dataset
+    model: _Counts
+    history: dict[str, list[float]]
+    best_epoch: int
+    metrics: _Metrics
+    time: _Time
+    hardware: _Hardware
+    started: str
+
+
+_CARD = pydantic.TypeAdapter(_Card)
 
 
 class RunError(RuntimeError):
@@ -79,7 +135,7 @@ def load_card(path: str | os.PathLike) -> dict:
     """Read a run card, from its file or from its run's folder.
 
     Raises:
-        RunError: there's none, or it isn't one of this schema.
+        RunError: there's none, it isn't one of this schema, or something in it is missing or of the wrong type.
     """
     path = Path(path)
     path = path / CARD if path.is_dir() else path
@@ -91,7 +147,13 @@ def load_card(path: str | os.PathLike) -> dict:
         raise RunError(f"{path} isn't a run card ({error}).") from None
     if not isinstance(card, dict) or card.get("schema") != SCHEMA:
         raise RunError(f"{path} isn't a run card of schema {SCHEMA}.")
-    return card
+    try:
+        return _CARD.validate_python(card)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where, accepted = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Input should be ")
+        wrong = f"is {shown(first['input'])}, accepted: {accepted}" if first["type"] != "missing" else "is missing"
+        raise RunError(f"{path}: {where} {wrong}.") from None
 
 
 def load_cards(folder: str | os.PathLike, **wanted) -> list[dict]:

@@ -136,3 +136,27 @@ def test_the_first_difference_is_told():
     assert cards.difference({"a": 1, "b": 2}, {"a": 1, "b": 2}) == ""
     assert cards.difference({"a": 1, "b": 2}, {"a": 1, "b": 3}) == "b is 2 there and 3 here"
     assert cards.difference({"a": 1}, {}) == "a is 1 there and None here"
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "said"),
+    [
+        (["metrics", "test_accuracy"], "high", "metrics.test_accuracy is 'high', accepted: a valid number."),
+        (["history", "val_accuracy"], [0.1, None], "history.val_accuracy.1 is None, accepted: a valid number."),
+        (["time", "seconds"], float("nan"), "time.seconds is nan, accepted: a finite number."),
+        (["dataset"], None, "dataset is None, accepted: a valid dictionary."),
+        (["seed"], "x" * 999, f"seed is '{'x' * 199}...', accepted: a valid integer."),
+        (["hardware"], ..., "hardware is missing."),
+    ],
+)
+def test_of_a_hostile_card_file_and_key_are_named(tmp_path, keys, value, said):
+    content = card()
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    assert cards.load_card(tmp_path) == content
+    *inner, last = keys
+    part = content[inner[0]] if inner else content
+    part.pop(last) if value is ... else part.update({last: value})
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    with pytest.raises(cards.RunError) as caught:
+        cards.load_card(tmp_path)
+    assert str(caught.value) == f"{tmp_path / 'run.json'}: {said}"
