@@ -82,3 +82,10 @@ def test_a_published_network_has_the_card_of_a_run(name):
     assert card in cards.load_cards(networks.PUBLISHED.parent)
     text = (networks.PUBLISHED / f"{name}.md").read_text()
     assert text.startswith("---\nlicense: mit\n") and f"{100 * card['metrics']['test_accuracy']:.2f}%" in text
+
+
+def test_a_file_that_carries_code_is_refused(tmp_path):
+    model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Lambda(lambda x: x + 1)])
+    model.save(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match="arbitrary code execution"):
+        networks.load_model(tmp_path)
