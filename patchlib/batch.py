@@ -11,6 +11,7 @@ import os
 import queue
 import shutil
 import sys
+import tempfile
 import textwrap
 import time
 import uuid
@@ -248,8 +249,10 @@ def _connect(scheduler, workers, stack):
     environment = {name: os.environ.get(name, value) for name, value in shared.items()}
     if "PATCHLIB_DATA" in os.environ:  # the notebooks are executed in another folder
         environment["PATCHLIB_DATA"] = str(files.user_path(os.environ["PATCHLIB_DATA"]).absolute())
-    # Else Dask looks at what each worker does every 10 ms.
-    stack.enter_context(dask.config.set({"distributed.worker.profile.enabled": False}))
+    scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="patchlib-", ignore_cleanup_errors=True))
+    # Else Dask looks at what each worker does every 10 ms, and leaves a folder behind.
+    own = {"distributed.worker.profile.enabled": False, "temporary-directory": scratch}
+    stack.enter_context(dask.config.set(own))
     cluster = distributed.LocalCluster(
         n_workers=workers,
         threads_per_worker=1,

@@ -234,12 +234,15 @@ def test_files_of_other_names_that_a_worker_sends_are_refused(tmp_path, monkeypa
 
 
 def test_a_real_notebook(tmp_path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
     program = [sys.executable, "-m", "patchlib", "run", "vit", "--set", "limit=64", "--set", "epochs=1"]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    env = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(scratch)}
     done = subprocess.run(
         [*program, "--seed", "3", "--out", "out"], cwd=tmp_path, env=env, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert not [name for name in names(scratch) if name.startswith(("dask", "patchlib"))]
     folder = tmp_path / "out" / "vit-smoke-digits-epochs=1-limit=64-seed3"
     assert names(folder) == ["curves.png", "model.keras", "predictions.npz", "run.json", "vit.ipynb"]
     card = cards.load_card(folder)
