@@ -31,7 +31,7 @@ def settings(card):
     """In which parameters a run differs from its tier's file: {name: value}."""
     path = TIERS / f"{card['architecture']}-{card['tier']}.yaml"
     usual = ARCHITECTURES[card["architecture"]](**yaml.safe_load(path.read_text())).model_dump()
-    return {k: v for k, v in cards.parameters(card).items() if k not in ("run_dir", "seed") and v != usual[k]}
+    return {k: v for k, v in cards.parameters(card).items() if k not in ("run_dir", "seed") and v != usual.get(k)}
 
 
 def command(card):
