@@ -116,13 +116,7 @@ def _train(model, data, recipe, folder):
         shutil.rmtree(leftover)
     for name in (CARD, MODEL, PREDICTIONS):
         files.partial(folder / name).unlink(missing_ok=True)
-    identity = {
-        "architecture": model.name,
-        "parameters": _without_folder(recipe),
-        "fingerprint": data.fingerprint,
-        "dtype_policy": optimizers.dtype_policy(model),
-        "layers": {layer.name: _configuration(layer) for layer in model.layers},
-    }
+    identity = _identity(model, data, recipe)
     progress, started = _resume(folder, identity, model)
     steps = training.count_steps(data.train, recipe)
     notes = [f"{steps:,} steps an epoch, {recipe.epochs * steps:,} in all", *training.few_steps(data.train, recipe)]
@@ -143,6 +137,17 @@ def _train(model, data, recipe, folder):
         for checkpoint in cards.checkpoints(folder):
             files.discard_folder(checkpoint)
     return card
+
+
+def _identity(model, data, recipe):
+    """What a run must have in common with a checkpoint to go on from it."""
+    return {
+        "architecture": model.name,
+        "parameters": _without_folder(recipe),
+        "fingerprint": data.fingerprint,
+        "dtype_policy": optimizers.dtype_policy(model),
+        "layers": {layer.name: _configuration(layer) for layer in model.layers},
+    }
 
 
 def _predictions(logits, split):

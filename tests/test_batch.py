@@ -151,7 +151,9 @@ def test_a_hung_cell_is_ended_and_the_notebook_kept(stub):
     assert names(stub / "out" / NAME) == ["checkpoint-00001", "convmixer.unfinished.ipynb"]
     assert [epoch for epoch, *_ in log(stub, 0)] == [1]  # it isn't tried again
     _, kernel, _ = log(stub, 0)[0]
-    wait_for(lambda: not Path(f"/proc/{kernel}").exists(), subprocess.Popen(["sleep", "60"]))
+    with subprocess.Popen(["sleep", "60"]) as meanwhile:
+        wait_for(lambda: not Path(f"/proc/{kernel}").exists(), meanwhile)
+        meanwhile.kill()
 
 
 @contextlib.contextmanager

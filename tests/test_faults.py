@@ -107,9 +107,7 @@ def lost(folder, epochs, model):
             return None
         except Exception as error:
             return f"finished, but {error!r}"
-    identity = {"architecture": "convmixer", "parameters": runs._without_folder(RECIPE), "fingerprint": "tiny-0"}
-    identity |= {"dtype_policy": "float32"}
-    identity |= {"layers": {layer.name: runs._configuration(layer) for layer in model.layers}}
+    identity = runs._identity(model, tiny(), RECIPE)
     try:
         progress, _ = runs._resume(folder, identity, model)
     except Exception as error:

@@ -40,8 +40,8 @@ def network(name, p, tokens):
     )
     position = box("+ position|embedding")
 
-    def mlp(hidden, kind="channels", before=dim, between=None):
-        return [box(f"dense {hidden}", kind), gelu, box(f"dense {before}", kind)]
+    def mlp(hidden, out=p.dim, kind="channels"):
+        return [box(f"dense {hidden}", kind), gelu, box(f"dense {out}", kind)]
 
     if name == "convmixer":
         side = int(tokens**0.5)
@@ -54,7 +54,7 @@ def network(name, p, tokens):
         tail = [pool, str(p.dim)]
     elif name in ("cct", "vit"):
         attention = box(f"self-attention|{p.heads} heads", "both")
-        block = [Residual([norm, attention]), Residual([norm, *mlp(p.mlp_dim, before=p.dim)])]
+        block = [Residual([norm, attention]), Residual([norm, *mlp(p.mlp_dim)])]
         if name == "cct":
             convolutions = f"{p.conv_layers} × conv {p.kernel_size} × {p.kernel_size},|ReLU, max pooling"
             stem = [box(convolutions, "both"), dim, position]
@@ -63,12 +63,12 @@ def network(name, p, tokens):
             stem = [embed, box("class token|in front"), f"{tokens} × {p.dim}", position]
             tail = [norm, box("class token"), str(p.dim)]
     elif name == "mlp_mixer":
-        over_tokens = mlp(p.tokens_dim, "positions", tokens)
-        block = [Residual([norm, *over_tokens]), Residual([norm, *mlp(p.channels_dim, before=p.dim)])]
+        over_tokens = mlp(p.tokens_dim, tokens, "positions")
+        block = [Residual([norm, *over_tokens]), Residual([norm, *mlp(p.channels_dim)])]
         stem, tail = [embed, dim], [norm, pool, str(p.dim)]
     elif name == "fnet":
         block = [Residual([box("Fourier transform,|real part", "both")]), norm]
-        block += [Residual(mlp(p.hidden_dim, before=p.dim)), norm]
+        block += [Residual(mlp(p.hidden_dim)), norm]
         stem, tail = [embed, dim, position], [pool, str(p.dim)]
     else:
         gate = Gate([norm, box(f"dense {tokens}", "positions")])
