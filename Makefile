@@ -21,7 +21,7 @@ run: .venv/ready  ## run a notebook: make run NB=convmixer TIER=tuned DATA=cifar
 
 full: .venv/ready  ## the full runs: every notebook, all tiers, three seeds; again goes on: make full ARGS="--workers 2"
 	$(FULL) --tier fast --seeds 3 $$GIVEN_ARGS
-	$(FULL) convmixer --tier tuned --set epochs=10 $$GIVEN_ARGS
+	$(FULL) convmixer --tier tuned --set epochs=10 --set trivial_augment=false $$GIVEN_ARGS
 	$(FULL) --tier tuned $$GIVEN_ARGS
 	$(FULL) --tier baseline $$GIVEN_ARGS
 	$(FULL) --tier tuned baseline --seeds 3 $$GIVEN_ARGS

@@ -197,8 +197,8 @@ class Recipe(_Checked):
 class RunParameters(Recipe):
     """A recipe, and what it's trained on.
 
-    An architecture's own also says in words who mixes space, who channels, whether it takes images of any size, and
-    whether pixels enter standardized: less their mean, over their standard deviation; else over 255.
+    An architecture's own also says its name in texts, in words who mixes space, who channels, whether it takes images
+    of any size, and whether pixels enter standardized: less their mean, over their standard deviation; else over 255.
     """
 
     any_size: ClassVar = True
@@ -241,6 +241,7 @@ class Compare(_Checked):
 class ConvMixer(RunParameters):
     """Parameters of ``notebooks/convmixer.ipynb``; the model's are those of ``patchlib.models.convmixer``."""
 
+    title: ClassVar = "ConvMixer"
     mixers: ClassVar = ("depthwise convolution", "pointwise convolution")
     standardize: ClassVar = False
     dim: Size = 256
@@ -254,6 +255,7 @@ class ConvMixer(RunParameters):
 class CCT(RunParameters):
     """Parameters of ``notebooks/cct.ipynb``; the model's are those of ``patchlib.models.cct``."""
 
+    title: ClassVar = "CCT"
     mixers: ClassVar = ("attention, convolutions in the tokenizer", "MLP")
     standardize: bool = Field(
         False, description="pixels enter less their mean, over their standard deviation; else over 255"
@@ -290,6 +292,7 @@ class _Patches(RunParameters):
 class MLPMixer(_Patches):
     """Parameters of ``notebooks/mlp_mixer.ipynb``; the model's are those of ``patchlib.models.mlp_mixer``."""
 
+    title: ClassVar = "MLP-Mixer"
     mixers: ClassVar = ("MLP over positions, the same for every image", "MLP")
     any_size: ClassVar = False
     tokens_dim: Size = 64
@@ -301,6 +304,7 @@ class MLPMixer(_Patches):
 class FNet(_Patches):
     """Parameters of ``notebooks/fnet.ipynb``; the model's are those of ``patchlib.models.fnet``."""
 
+    title: ClassVar = "FNet"
     mixers: ClassVar = ("Fourier transform, no weights", "the same transform, MLP")
     hidden_dim: Size = 256
     norm: Literal["backward", "ortho"] = Field("backward", description="of the Fourier transform, as in numpy.fft")
@@ -309,6 +313,7 @@ class FNet(_Patches):
 class GMLP(_Patches):
     """Parameters of ``notebooks/gmlp.ipynb``; the model's are those of ``patchlib.models.gmlp``."""
 
+    title: ClassVar = "gMLP"
     mixers: ClassVar = ("one matrix over positions, as a gate", "linear layers around the gate")
     any_size: ClassVar = False
     hidden_dim: int = Field(512, ge=2, multiple_of=2)
@@ -320,6 +325,7 @@ class GMLP(_Patches):
 class ViT(RunParameters):
     """Parameters of ``notebooks/vit.ipynb``; the model's are those of ``patchlib.models.vit``."""
 
+    title: ClassVar = "ViT"
     mixers: ClassVar = ("attention", "MLP")
     standardize: ClassVar = True
     patch_size: Size = 4

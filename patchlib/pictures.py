@@ -85,6 +85,15 @@ def load_picture(picture, size: int | tuple[int, int] | None = None) -> np.ndarr
     return np.array(ImageOps.fit(image, height_width[::-1]) if height_width else image)
 
 
+def photographs(size: int) -> np.ndarray:
+    """Two colour photographs that scikit-learn ships, a temple and a flower: uint8 (2, size, size, 3)."""
+    from sklearn.datasets import load_sample_image  # here, because scikit-learn takes a second to import
+
+    return np.stack(
+        [load_picture(Image.fromarray(load_sample_image(name)), size) for name in ("china.jpg", "flower.jpg")]
+    )
+
+
 def _height_width(size):
     sides = (size, size) if isinstance(size, numbers.Integral) else size
     try:

@@ -84,6 +84,38 @@ def filters(kernels, columns=16, size=0.5) -> Figure:
     return grid(pictures, columns=columns, size=size, cmap="RdBu", vmin=0, vmax=1)
 
 
+def influence(images, heard: dict[str, np.ndarray]) -> Figure:
+    """Who hears whom: for two images and each network a matrix over positions, and below them their difference.
+
+    Row i of a matrix is who position i hears, column j is who hears position j. A network's three matrices share one
+    scale, whose end only a hundredth of the pairs of two positions pass, and most of the diagonal; in the difference
+    red is more in the second image, blue is less.
+
+    Args:
+        images: (2, H, W, 3), 0 to 255.
+        heard: for each network's name (2, positions, positions), from ``explain.influence``.
+    """
+    figure, axes = plt.subplots(
+        3, 1 + len(heard), figsize=(1.9 * len(heard) + 1.5, 5.9), squeeze=False, layout="constrained"
+    )
+    for ax, image in zip(axes[:, 0], images, strict=False):
+        ax.imshow(image)
+    axes[2, 0].text(0.5, 0.5, "the second\nless the first", ha="center", va="center")
+    for column, (name, (first, second)) in zip(axes[:, 1:].T, heard.items(), strict=True):
+        apart = ~np.eye(len(first), dtype=bool)
+        most = np.quantile([first[apart], second[apart]], 0.99)
+        for ax, matrix in zip(column, (first, second), strict=False):
+            ax.imshow(matrix, cmap="Greys", vmin=0, vmax=most)
+        column[2].imshow(second - first, cmap="RdBu_r", vmin=-most, vmax=most)
+        column[0].set_title(name)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[], frame_on=ax not in axes[:, 0])
+    axes[0, 1].set_ylabel("hearing")
+    axes[2, 1].set_xlabel("heard")
+    plt.close(figure)
+    return figure
+
+
 def learning_curves(cards: dict[str, dict]) -> Figure:
     """Loss and accuracy over epochs for each named run card: training dashed, validation solid."""
     figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(9, 3.2))

@@ -9,7 +9,7 @@ from PIL import Image
 
 import patchlib
 from patchlib import load_picture
-from patchlib.pictures import DataError, suffixes
+from patchlib.pictures import DataError, photographs, suffixes
 
 LOSSY = {".avif", ".jfif", ".jpe", ".jpeg", ".jpg"}
 OPTIONS = {
@@ -267,3 +267,12 @@ def test_what_is_no_picture_is_refused(thing):
 
 def test_it_is_public():
     assert patchlib.load_picture is load_picture and "load_picture" in patchlib.__all__
+
+
+def test_the_photographs_are_in_colour_and_cut_as_every_picture_is():
+    first, second = photographs(24)
+    assert first.shape == second.shape == (24, 24, 3) and first.dtype == np.uint8
+    from sklearn.datasets import load_sample_image
+
+    np.testing.assert_array_equal(second, load_picture(Image.fromarray(load_sample_image("flower.jpg")), 24))
+    assert all(np.ptp(picture.astype(int), axis=2).mean() > 10 for picture in (first, second))

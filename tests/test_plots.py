@@ -53,6 +53,21 @@ def test_filters_share_one_scale_with_zero_in_its_middle():
     assert len(drawn(plots.filters(np.ones((2, 2, 3, 6))))) == 6
 
 
+def test_influence_shows_both_images_and_their_difference_on_one_scale_for_each_network():
+    rng = np.random.default_rng(0)
+    images, heard = rng.random((2, 4, 4, 3)), {"a": rng.random((2, 5, 5)) + 9 * np.eye(5), "b": rng.random((2, 3, 3))}
+    figure = plots.influence(images, heard)
+    shown = [ax.images[0] for ax in figure.axes if ax.images]
+    wanted = [images[0], *(pair[0] for pair in heard.values()), images[1], *(pair[1] for pair in heard.values())]
+    wanted += [second - first for first, second in heard.values()]
+    for picture, expected in zip(shown, wanted, strict=True):
+        np.testing.assert_allclose(picture.get_array(), expected)
+    assert [picture.axes.get_title() for picture in shown[1:3]] == ["a", "b"]
+    limits = [picture.get_clim() for picture in (shown[1], shown[4], shown[6])]
+    assert limits[0] == limits[1] == (0, limits[2][1]) and limits[2][0] == -limits[2][1]
+    assert 0.9 < limits[2][1] < 1, "the diagonal has no say in the scale"
+
+
 def test_curves_are_the_histories():
     history = {"loss": [2.0, 1.0], "val_loss": [2.2, 1.5], "accuracy": [0.2, 0.6], "val_accuracy": [0.1, 0.5]}
     losses, accuracies = plots.learning_curves({"a": {"history": history}}).axes

@@ -113,5 +113,15 @@ def test_the_overview_has_means_over_seeds_and_no_run_that_differs_from_its_tier
         of_tier("cct", "tuned", epochs=3, test=0.9),
     ]
     text = publish.overview(found, EXAMPLES, {"cct": {"fast": 300, "example": 3000}})
-    row = next(row for row in text.splitlines() if row.startswith("| cct"))
-    assert row == "| cct | 77.61 | 30 |  | 80.50 ± 0.71 (2) | 5 | 10.0% |  |  | 283,723 |"
+    row = next(row for row in text.splitlines() if row.startswith("| CCT"))
+    assert row == "| CCT | 77.61 | 30 |  | 80.50 ± 0.71 (2) | 5 | 10.0% |  |  | 283,723 |"
+
+
+def test_the_headline_is_the_smallest_and_the_largest_gain():
+    found = [
+        of_tier("cct", "tuned", test=0.8361),
+        of_tier("cct", "tuned", 1, 0.8161),
+        of_tier("gmlp", "fast", test=0.1),
+    ]
+    found += [of_tier("fnet", "tuned", test=0.4763), of_tier("fnet", "tuned", epochs=3, test=0.9)]
+    assert " add 1.0 to 5.0 points" in publish.headline(found, EXAMPLES)

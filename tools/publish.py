@@ -10,6 +10,7 @@ import argparse
 import io
 import re
 import shutil
+import textwrap
 import zipfile
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import h5py
 import numpy as np
 import yaml
 
-from patchlib import cards, evaluation, markdown, networks, training
+from patchlib import cards, evaluation, explain, markdown, networks, pictures, plots, training
 from patchlib.data import load_data
 from patchlib.parameters import ARCHITECTURES
 
@@ -142,8 +143,21 @@ def overview(found, examples, timed):
             if tier == "fast":
                 row.append(f"{time['fast'] / time['example']:.1%}" if time else "")
         sizes = [c["model"]["parameters"] for c in found if (c["architecture"], c["tier"]) == (architecture, "tuned")]
-        rows.append([architecture, *row, f"{max(sizes):,}" if sizes else ""])
+        rows.append([ARCHITECTURES[architecture].title, *row, f"{max(sizes):,}" if sizes else ""])
     return markdown.table([*columns, "`tuned`, %", "epochs", "parameters"], rows)
+
+
+def headline(found, examples):
+    """What the tuned tiers bring, in a sentence; ``examples`` as in ``overview``."""
+    accuracies = {architecture: [] for architecture in examples}
+    for card in found:
+        if card["tier"] == "tuned" and card["architecture"] in examples and not settings(card):
+            accuracies[card["architecture"]].append(card["metrics"]["test_accuracy"])
+    gains = [100 * (np.mean(group) - examples[name]["accuracy"]) for name, group in accuracies.items() if group]
+    least, most = min(gains), max(gains)
+    return (
+        f"At no more parameters, the tuned recipes add {least:.1f} to {most:.1f} points to what the examples publish."
+    )
 
 
 def listed(found):
@@ -154,11 +168,12 @@ def listed(found):
             card["tier"],
             card["seed"],
             *(f"{100 * card['metrics'][f'{split}_accuracy']:.2f}" for split in ("val", "test")),
+            hardware(card),
             f"`{command(card)}`",
         ]
         for card in found
     ]
-    return markdown.table(["", "tier", "seed", "validation, %", "test, %", "made again by"], rows)
+    return markdown.table(["", "tier", "seed", "validation, %", "test, %", "computed on", "made again by"], rows)
 
 
 _ABOUT = """# Results
@@ -184,9 +199,7 @@ metrics:
 
 # {name}
 
-{architecture}, trained from scratch on {train:,} images of {dataset} with the tier `{tier}` of patchlib: {epochs}
-epochs, of which the validation images chose number {best}. Pictures of {side} pixels a side go in, as numbers from 0 to
-255, and logits for {classes} classes come out.
+{what}
 
 ```python
 import patchlib
@@ -198,13 +211,25 @@ print(model.card["dataset"]["classes"][model.predict(picture[None])[0].argmax()]
 
 {table}
 
-Made by `{command}`, {started}, on {hardware}. The test images were read once, at the end. Weights are
-stored as {dtype}; computed in float32, the validation accuracy is {stored:.2f}% with them and {exact:.2f}% with the
-trained ones.
+{how}
 
-What it knows are the {classes} classes of {dataset}, in pictures of {side} x {side} pixels with one thing in the
-middle. It answers with one of them whatever it's shown, and {confidence}.
+{limits}
 """
+
+_WHAT = (
+    "{architecture}, trained from scratch on {train:,} images of {dataset} with the tier `{tier}` of patchlib: "
+    "{epochs} epochs, of which the validation images chose number {best}. Pictures of 32 pixels a side go in, as "
+    "numbers from 0 to 255, and logits for {classes} classes come out."
+)
+_HOW = (
+    "Made by `{command}`, {started}, on {hardware}, in {computed}. The test images were read once, at the end. Weights "
+    "are stored as {dtype}; computed in float32, the validation accuracy is {stored:.2f}% with them and {exact:.2f}% "
+    "with the trained ones."
+)
+_LIMITS = (
+    "What it knows are the {classes} classes of {dataset}, in pictures of 32 x 32 pixels with one thing in the middle. "
+    "It answers with one of them whatever it's shown, and {confidence}."
+)
 
 
 def model_card(name, card, dtype, reached):
@@ -221,25 +246,41 @@ def model_card(name, card, dtype, reached):
         "temperature": f"{calibration['temperature']:.3f}",
     }
     sure = "too sure of itself" if calibration["temperature"] > 1 else "less sure of itself than it should be"
-    return _MODEL_CARD.format(
-        name=name,
-        architecture=card["architecture"],
-        dataset=data["name"],
-        tier=card["tier"],
-        train=data["train"],
-        epochs=card["parameters"]["epochs"],
-        best=card["best_epoch"],
-        classes=len(data["classes"]),
-        side=32,
-        table=markdown.table(["", ""], rows.items()),
-        command=command(card),
-        started=card["started"][:10],
-        hardware=f"{card['hardware']['processor']}, in {card['dtype_policy']}",
-        dtype=dtype,
-        stored=100 * reached[dtype],
-        exact=100 * reached["float32"],
-        confidence=f"is {sure} unless its logits are divided by the temperature",
-    )
+    facts = {
+        "architecture": ARCHITECTURES[card["architecture"]].title,
+        "dataset": data["name"],
+        "tier": card["tier"],
+        "train": data["train"],
+        "epochs": card["parameters"]["epochs"],
+        "best": card["best_epoch"],
+        "classes": len(data["classes"]),
+        "command": command(card),
+        "started": card["started"][:10],
+        "hardware": hardware(card),
+        "computed": card["dtype_policy"],
+        "dtype": dtype,
+        "stored": 100 * reached[dtype],
+        "exact": 100 * reached["float32"],
+        "confidence": f"is {sure} unless its logits are divided by the temperature",
+    }
+    what, how, limits = (textwrap.fill(text.format(**facts), 120) for text in (_WHAT, _HOW, _LIMITS))
+    table = markdown.table(["", ""], rows.items())
+    return _MODEL_CARD.format(name=name, dataset=data["name"], table=table, what=what, how=how, limits=limits)
+
+
+def hardware(card):
+    """What a run was computed on: its accelerators, or else its processor."""
+    return ", ".join(card["hardware"]["accelerators"]) or card["hardware"]["processor"]
+
+
+def who_hears_whom():
+    """The published networks' second blocks on two photographs, as a figure."""
+    images, heard = pictures.photographs(32), {}
+    for architecture, kind in ARCHITECTURES.items():
+        for name in (name for name in networks.published() if name.startswith(f"{architecture}-")):
+            found = explain.influence(networks.load_model(name), images, "block_1")
+            heard[kind.title] = found[:, -64:, -64:] if architecture == "vit" else found  # without the class token
+    return plots.influence(images, heard)
 
 
 def main():
@@ -254,6 +295,7 @@ def main():
             source = asked.runs / path.parent.name / cards.MODEL
             if cards.load_card(path) == card and source.exists():
                 publish(card, source, asked.results / "weights")
+    who_hears_whom().savefig(asked.results / "who-hears-whom.png", dpi=100)
     (asked.results / "README.md").write_text(f"{_ABOUT}\n{listed(found)}\n")
 
 
