@@ -1,13 +1,17 @@
 """What pytest needs to know of the notebooks, from whatever folder it's called."""
 
+import base64
 import copy
+import io
 import os
 import re
 import shutil
 import sys
 import tempfile
 
+import numpy as np
 import pytest
+from PIL import Image
 
 # Tests compile much on JAX, and run each program a few times.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
@@ -30,14 +34,42 @@ def pytest_collection_modifyitems(items):
         if type(item).__name__ == "IPyNbCell":
             if "stderr" not in item.parent.skip_compare:
                 item.parent.skip_compare += ("stderr",)  # TensorFlow's remarks on the machine at hand
-            for tag in item.cell.metadata.get("tags", []):
-                if tag.startswith("tolerance-"):  # of trained numbers, which threads and processors round otherwise
-                    _compare_within(item, float(tag.removeprefix("tolerance-")))
+            # Of trained numbers, which threads and processors round otherwise.
+            tags = [tag for tag in item.cell.metadata.get("tags", []) if tag.startswith("tolerance-")]
+            _compare_within(item, float(tags[0].removeprefix("tolerance-")) if tags else 0.0)
 
 
 def _compare_within(item, tolerance):
-    compare = item.compare_outputs
-    item.compare_outputs = lambda outputs, stored: compare(within(outputs, stored, tolerance), stored)
+    compare, difference = item.compare_outputs, _TRAINED if tolerance else _DRAWN
+
+    def compare_outputs(outputs, stored):
+        outputs = within(outputs, stored, tolerance) if tolerance else outputs
+        return compare(*pictured(outputs, stored, difference))
+
+    item.compare_outputs = compare_outputs
+
+
+def pictured(outputs: list, stored: list, accepted: float) -> tuple[list, list]:
+    """Both, with words beside each picture: whether it's the stored one in its place.
+
+    nbval compares words and leaves pictures alone. Two are the same here if they differ by at most ``accepted`` in the
+    mean, on 64 x 64 pixels of grey from 0 to 1.
+    """
+    outputs, stored = copy.deepcopy(outputs), copy.deepcopy(stored)
+    references = [output["data"] for output in stored if "image/png" in output.get("data", {})]
+    drawn = [output["data"] for output in outputs if "image/png" in output.get("data", {})]
+    for number, data in enumerate(drawn):
+        apart = abs(_grey(data) - _grey(references[number])).mean() if number < len(references) else np.inf
+        data["picture"] = "as stored" if apart <= accepted else f"differs by {apart:.4f}, accepted {accepted}"
+    for data in references:
+        data["picture"] = "as stored"
+    return outputs, stored
+
+
+def _grey(data):
+    picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGBA")
+    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return np.asarray(picture.convert("L").resize((64, 64), Image.Resampling.BOX), float) / 255
 
 
 def within(outputs: list, stored: list, tolerance: float) -> list:
@@ -60,7 +92,7 @@ def _texts(output):
     """What of an output is text: a stream's, but for stderr, or a value's."""
     if output.get("name") == "stderr":
         return {}
-    return {key: text for key, text in (output.get("data") or output).items() if key in ("text", "text/plain")}
+    return {key: text for key, text in (output.get("data") or output).items() if key in _READ}
 
 
 def pytest_runtest_setup(item):
@@ -69,5 +101,7 @@ def pytest_runtest_setup(item):
         pytest.fail("this cell was never run: its outputs are unknown; run `make refresh`", pytrace=False)
 
 
+_READ = ("text", "text/plain", "text/markdown")
+_DRAWN, _TRAINED = 0.0005, 0.03  # by how much a picture may differ, and one of what was trained here
 _NUMBER = re.compile(r"(?<![\w.])-?\d+\.\d+(?![\w.]*\w)")
 _RUNS = pytest.StashKey[str]()

@@ -3,7 +3,8 @@
 Module order, which is the data's way; each module imports only what stands before it:
 ``backend -> files -> markdown -> parameters -> pictures -> data -> augment -> reference -> layers -> models -> cost ->
 optimizers -> training -> evaluation -> machine -> cards -> networks -> runs -> checks -> explain -> plots -> compare ->
-plan -> batch -> cli``. A module is imported when it's first asked for, so what needs no Keras doesn't wait for it.
+notebook -> plan -> batch -> cli``. A module is imported when it's first asked for, so what needs no Keras doesn't wait
+for it.
 """
 
 import os
@@ -18,6 +19,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     {"augment", "cards", "checks", "compare", "cost", "data", "evaluation", "explain", "layers", "machine", "markdown"}
-    | {"models", "networks", "optimizers", "parameters", "pictures", "plots", "reference", "runs", "training"},
+    | {
+        "models",
+        "networks",
+        "notebook",
+        "optimizers",
+        "parameters",
+        "pictures",
+        "plots",
+        "reference",
+        "runs",
+        "training",
+    },
     {"data": ["load_data"], "networks": ["load_model"], "pictures": ["load_picture"], "runs": ["train"]},
 )

@@ -5,6 +5,7 @@ Only runs of one setting (data, training images, epochs) are put side by side. N
 """
 
 import itertools
+import json
 import os
 from pathlib import Path
 
@@ -79,21 +80,42 @@ def points(settings: Settings, part: str, what: str) -> dict[str, dict[str, tupl
     """Test accuracies in percent over a number in the cards, such as ("model", "parameters"), for ``plots.scatter``.
 
     Returns:
-        {panel: {name: (the number's mean, accuracies)}}. A panel is a setting, and for times a setting on one machine;
-        a card that doesn't say is left out.
+        {panel: {name: (the number's mean, accuracies)}}. A panel is a data set and its number of training images,
+        a name ends with the epochs; a card that doesn't say is left out.
     """
     panels = {}
     for where, groups in settings.items():
         for name, group in groups.items():
             for card in [card for card in group if what in card[part]]:
-                panel = _two_lines(where) + (f"\n{hardware(card)}" if part == "time" else "")
-                numbers, accuracies = panels.setdefault(panel, {}).setdefault(name, ([], []))
+                panel, named = _panel(where, name)
+                numbers, accuracies = panels.setdefault(panel, {}).setdefault(named, ([], []))
                 numbers.append(card[part][what])
                 accuracies.extend(_accuracies([card]))
     return {
         panel: {name: (float(np.mean(numbers)), accuracies) for name, (numbers, accuracies) in found.items()}
         for panel, found in panels.items()
     }
+
+
+def by_step_time(settings: Settings, file: str | os.PathLike) -> dict[str, dict[str, tuple[float, list[float]]]]:
+    """Test accuracies in percent over the milliseconds of a training step, for ``plots.scatter``.
+
+    The times are those that ``make bench`` measured on an otherwise idle machine and put into ``file``; of other tiers
+    than baseline and tuned it has none, and without the file nothing is returned.
+    """
+    if not Path(file).exists():
+        return {}
+    measured = json.loads(Path(file).read_text())
+    panels, machine = {}, hardware({"hardware": measured["hardware"]})
+    for where, groups in settings.items():
+        for name, group in groups.items():
+            architecture, tier = name.split(" ", 1)
+            contenders = measured["compare"].get(architecture, {}).get("contenders", {})
+            if tier in ("baseline", "tuned") and tier in contenders:
+                step = 1000 * contenders[tier]["train"]["median"]
+                panel, named = _panel(where, name)
+                panels.setdefault(f"{panel}\n{machine}", {})[named] = step, _accuracies(group)
+    return panels
 
 
 def curves(settings: Settings) -> dict[str, dict[str, list[list[float]]]]:
@@ -182,10 +204,11 @@ def luck(accuracies: list[float], kept: int, images: int, draws: int = 10_000) -
 def predictions(folder: str | os.PathLike) -> dict[str, dict[str, dict[str, np.ndarray]]]:
     """What networks said of the test images: {data set: {run: its ``predictions.npz``}}, of seed 0 alone.
 
-    A run's name is its architecture and tier. Of several with one name, such as those of other epochs, it's the first.
+    A run's name is its architecture and tier. Of several with one name it's that of the shortest folder's name, since
+    what differs from the tier is said there.
     """
     found = {}
-    for path in cards.card_files(folder):
+    for path in sorted(cards.card_files(folder), key=lambda path: len(path.parent.name)):
         card, file = cards.load_card(path), path.parent / cards.PREDICTIONS
         if path.name == cards.CARD and file.exists() and card["seed"] == 0:
             with np.load(file) as arrays:
@@ -246,6 +269,12 @@ def _mean(group, split="test"):
 def _error(counted):
     """The standard error of a difference of two percentages, each given with the number of images behind it."""
     return sum(percent * (100 - percent) / images for percent, images in counted) ** 0.5
+
+
+def _panel(where, name):
+    """The title of the panel for a setting, which has its data, and the name there, which has its epochs."""
+    data, _, epochs = where.rpartition(", ")
+    return _two_lines(data), f"{name}, {epochs}"
 
 
 def _two_lines(where):

@@ -1,8 +1,18 @@
-"""What a trained network's blocks do with their patches."""
+"""What a trained network's blocks do with their patches, and what it's worth without some of them."""
 
 import numpy as np
 
+from patchlib import markdown, training
 from patchlib.backend import keras
+from patchlib.data import Split
+
+# For each kind of block the weights without which its positions no longer meet, or else it loses its MLP.
+_MEETING = {
+    "ConvMixerBlock": ("depthwise_norm/gamma", "depthwise_norm/beta"),
+    "TransformerBlock": ("attention/output",),
+    "MixerBlock": ("tokens/project",),
+    "GMLPBlock": ("spatial/gate/kernel",),
+}
 
 
 def influence(model: keras.Model, images, block: str = "block_0", directions: int = 8, seed: int = 0) -> np.ndarray:
@@ -21,24 +31,103 @@ def influence(model: keras.Model, images, block: str = "block_0", directions: in
         seed: of the directions.
 
     Returns:
-        float32 (N, positions, positions), positions row by row, a class token first if there's one.
+        float32 (N, positions, positions), positions row by row, without a class token.
     """
-    layer = model.get_layer(block)
-    inputs = keras.ops.convert_to_numpy(keras.Model(model.input, layer.input)(images)).astype("float32")
+    layer, token = model.get_layer(block), int("token" in {part.name for part in model.layers})
+    inputs = keras.ops.convert_to_numpy(keras.Model(model.inputs[0], layer.input)(images)).astype("float32")
     *_, width = shape = inputs.shape[1:]
-    positions = int(np.prod(shape[:-1]))
+    count = int(np.prod(shape[:-1]))
     rng = np.random.default_rng(seed)
-    found = np.zeros((len(inputs), positions, positions), "float32")
-    for n, tokens in enumerate(inputs.reshape(len(inputs), positions, width)):
+    found = np.zeros((len(inputs), count, count), "float32")
+    for n, tokens in enumerate(inputs.reshape(len(inputs), count, width)):
         step = 0.01 * tokens.std()
         for _ in range(directions):
             unit = rng.normal(size=width).astype("float32")
             unit /= np.linalg.norm(unit)
-            changes = step * np.eye(positions, dtype="float32")[:, :, None] * unit  # at one position each
-            up, down = (
-                keras.ops.convert_to_numpy(layer((tokens + sign * changes).reshape(-1, *shape), training=False))
-                for sign in (1, -1)
-            )
-            answers = (up - down).reshape(positions, positions, -1).astype("float32") / (2 * step)
-            found[n] += (answers**2).sum(axis=-1).T
-    return np.sqrt(found / directions)
+            for part in np.array_split(np.arange(count), max(1, count // 64)):  # so that memory doesn't grow with both
+                changes = np.zeros((len(part), count, width), "float32")  # at one position each
+                changes[np.arange(len(part)), part] = step * unit
+                up, down = (
+                    keras.ops.convert_to_numpy(layer((tokens + sign * changes).reshape(-1, *shape), training=False))
+                    for sign in (1, -1)
+                )
+                answers = (up - down).reshape(len(part), count, -1).astype("float32") / (2 * step)
+                found[n][:, part] += (answers**2).sum(axis=-1).T
+    return np.sqrt(found / directions)[:, token:, token:]
+
+
+def reach(model: keras.Model, image, step: float = 1.0) -> dict[str, np.ndarray]:
+    """How far a change of the middle patch's pixels has come after the stem and after each block, in magnitude.
+
+    Args:
+        model: one of ``patchlib.models`` whose blocks keep a grid (rows, columns) of positions.
+        image: (height, width, channels), 0 to 255.
+        step: by how much the pixels of the middle patch change.
+
+    Returns:
+        {layer's name: float32 (rows, columns), the length of the change of each position's vector}.
+    """
+    names = ["stem", *(layer.name for layer in model.layers if layer.name.startswith("block_"))]
+    size = model.get_layer("stem").patch_size
+    changed = np.array(image, "float32")
+    top, left = (side // 2 // size * size for side in changed.shape[:2])
+    changed[top : top + size, left : left + size] += step
+    partial = keras.Model(model.inputs[0], {name: model.get_layer(name).output for name in names})
+    both = partial(np.stack([np.array(image, "float32"), changed]))
+    both = {name: keras.ops.convert_to_numpy(values).astype("float32") for name, values in both.items()}
+    return {name: np.linalg.norm(values[1] - values[0], axis=-1) for name, values in both.items()}
+
+
+def lesions(model: keras.Model) -> dict[str, tuple[str, ...]]:
+    """What a model of ``patchlib.models`` can be tried without, by name: the weights to set to zero, for ``lesion``.
+
+    In each block, and in all at once, that's what lets positions meet; of FNet, whose transform has no weights, each
+    block's MLP. Then the position embedding and the vote of sequence pooling, where there are such.
+    """
+    blocks = [layer for layer in model.layers if layer.name.startswith("block_")]
+    parts = [
+        tuple(f"{block.name}/{path}" for path in _MEETING.get(type(block).__name__, ("mlp/",))) for block in blocks
+    ]
+    what = "mixing of space" if type(blocks[0]).__name__ in _MEETING else "MLP"
+    found = {f"{block.name} without its {what}": part for block, part in zip(blocks, parts, strict=True)}
+    found[f"no {what} at all"] = sum(parts, ())
+    weights = {weight.path for weight in model.weights}
+    if "position/table" in weights:
+        found["no position embedding"] = ("position/table",)
+    if any(path.startswith("pool/score") for path in weights):
+        found["the mean instead of the vote"] = ("pool/score",)
+    return found
+
+
+def lesion(model: keras.Model, split: Split) -> list[dict]:
+    """Accuracy without each of ``lesions``; nothing is trained again, so it says what the rest relied on.
+
+    Returns:
+        Rows with ``without``, ``accuracy`` (both of the whole network first), ``difference`` from it, and its
+        ``standard_error``: by how much it would be off, had other images been drawn.
+    """
+    whole = _right(model, split)
+    rows = [{"without": "nothing", "accuracy": whole.mean(), "difference": 0.0, "standard_error": 0.0}]
+    for name, paths in lesions(model).items():
+        with training.without(model, *paths):
+            left = _right(model, split)
+        change = left - whole
+        error = change.std() / len(split) ** 0.5
+        rows.append({"without": name, "accuracy": left.mean(), "difference": change.mean(), "standard_error": error})
+    return [{key: value if key == "without" else float(value) for key, value in row.items()} for row in rows]
+
+
+def _right(model, split):
+    return (training.logits(model, split).argmax(axis=1) == split.labels).astype(float)
+
+
+def lesion_table(found: dict[str, list[dict]]) -> str:
+    """The rows of ``lesion`` of one or several networks, by name, as Markdown."""
+    names = dict.fromkeys(row["without"] for rows in sorted(found.values(), key=len, reverse=True) for row in rows)
+    cells = {
+        (name, row["without"]): f"{row['accuracy']:.3f} ({row['difference']:.3f} ± {row['standard_error']:.3f})"
+        for name, rows in found.items()
+        for row in rows
+    }
+    rows = [[without, *(cells.get((name, without), "") for name in found)] for without in names]
+    return markdown.table(["without", *(f"{name}: accuracy (difference)" for name in found)], rows)

@@ -90,7 +90,7 @@ def whiten(model: keras.Model, images: np.ndarray, seed: int = 0, epsilon: float
     """
     stem, rng = model.get_layer("stem"), np.random.default_rng(seed)
     chosen = images[rng.permutation(len(images))[:2000]]
-    seen = keras.ops.convert_to_numpy(keras.Model(model.input, stem.input)(chosen)).astype("float32")
+    seen = keras.ops.convert_to_numpy(keras.Model(model.inputs[0], stem.input)(chosen)).astype("float32")
     kernel = stem.first.kernel
     side, stride = kernel.shape[0], stem.first.strides[0]
     windows = np.lib.stride_tricks.sliding_window_view(seen, (side, side), axis=(1, 2))[:, ::stride, ::stride]
@@ -374,7 +374,7 @@ def vit(
 
 def intermediates(model: keras.Model) -> keras.Model:
     """A model that shares ``model``'s weights and returns every layer's output by name: ``out["block_3"]``."""
-    return keras.Model(model.input, {layer.name: layer.output for layer in model.layers})
+    return keras.Model(model.inputs[0], {layer.name: layer.output for layer in model.layers})
 
 
 def _images(input_shape, mean, std, resize, depth, dtype):

@@ -5,7 +5,9 @@ injects a mistyped name without a word, and YAML reads ``1e-3`` as text: the cla
 """
 
 import difflib
+import hashlib
 import inspect
+import json
 from types import ModuleType
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -197,11 +199,13 @@ class Recipe(_Checked):
 class RunParameters(Recipe):
     """A recipe, and what it's trained on.
 
-    An architecture's own also says its name in texts, in words who mixes space, who channels, whether it takes images
-    of any size, and whether pixels enter standardized: less their mean, over their standard deviation; else over 255.
+    An architecture's own also says its name in texts, by what its notebook's own run is known, in words who mixes space
+    and who channels, whether it takes images of any size, and whether pixels enter standardized: less their mean, over
+    their standard deviation; else over 255.
     """
 
     any_size: ClassVar = True
+    smoke: ClassVar = ""
 
     tier: str = Field("smoke", min_length=1, description="name of the tier, for the run card")
     dataset: str = Field("digits", min_length=1, description="digits, cifar10, cifar100, an .npz file or a folder")
@@ -231,6 +235,11 @@ class RunParameters(Recipe):
             )
         return self
 
+    def is_smoke(self) -> bool:
+        """Whether it's the run of the notebook as it stands: by a digest of all parameters but the run's folder."""
+        values = self.model_dump(exclude={"run_dir"})
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8] == self.smoke
+
 
 class Compare(_Checked):
     """Parameters of ``notebooks/compare.ipynb``."""
@@ -242,6 +251,7 @@ class ConvMixer(RunParameters):
     """Parameters of ``notebooks/convmixer.ipynb``; the model's are those of ``patchlib.models.convmixer``."""
 
     title: ClassVar = "ConvMixer"
+    smoke: ClassVar = "4160579a"
     mixers: ClassVar = ("depthwise convolution", "pointwise convolution")
     standardize: ClassVar = False
     dim: Size = 256
@@ -256,6 +266,7 @@ class CCT(RunParameters):
     """Parameters of ``notebooks/cct.ipynb``; the model's are those of ``patchlib.models.cct``."""
 
     title: ClassVar = "CCT"
+    smoke: ClassVar = "36b8bb36"
     mixers: ClassVar = ("attention, convolutions in the tokenizer", "MLP")
     standardize: bool = Field(
         False, description="pixels enter less their mean, over their standard deviation; else over 255"
@@ -293,6 +304,7 @@ class MLPMixer(_Patches):
     """Parameters of ``notebooks/mlp_mixer.ipynb``; the model's are those of ``patchlib.models.mlp_mixer``."""
 
     title: ClassVar = "MLP-Mixer"
+    smoke: ClassVar = "63151f3e"
     mixers: ClassVar = ("MLP over positions, the same for every image", "MLP")
     any_size: ClassVar = False
     tokens_dim: Size = 64
@@ -305,6 +317,7 @@ class FNet(_Patches):
     """Parameters of ``notebooks/fnet.ipynb``; the model's are those of ``patchlib.models.fnet``."""
 
     title: ClassVar = "FNet"
+    smoke: ClassVar = "017f756a"
     mixers: ClassVar = ("Fourier transform, no weights", "the same transform, MLP")
     hidden_dim: Size = 256
     norm: Literal["backward", "ortho"] = Field("backward", description="of the Fourier transform, as in numpy.fft")
@@ -314,6 +327,7 @@ class GMLP(_Patches):
     """Parameters of ``notebooks/gmlp.ipynb``; the model's are those of ``patchlib.models.gmlp``."""
 
     title: ClassVar = "gMLP"
+    smoke: ClassVar = "051b88b6"
     mixers: ClassVar = ("one matrix over positions, as a gate", "linear layers around the gate")
     any_size: ClassVar = False
     hidden_dim: int = Field(512, ge=2, multiple_of=2)
@@ -326,6 +340,7 @@ class ViT(RunParameters):
     """Parameters of ``notebooks/vit.ipynb``; the model's are those of ``patchlib.models.vit``."""
 
     title: ClassVar = "ViT"
+    smoke: ClassVar = "70e921c6"
     mixers: ClassVar = ("attention", "MLP")
     standardize: ClassVar = True
     patch_size: Size = 4

@@ -5,6 +5,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from patchlib.parameters import ARCHITECTURES
+
 
 def grid(pictures, titles=(), columns=8, size=1.1, **imshow) -> Figure:
     """Pictures (N, H, W) or (N, H, W, 3) in rows of ``columns``, ``size`` inches wide; ``imshow`` is Matplotlib's."""
@@ -52,17 +54,35 @@ def patches(image, patch_size: int, size=4.0) -> Figure:
     return grid([image, cut], titles, columns=2, size=size)
 
 
-def heat(images, weights) -> np.ndarray:
-    """Images (N, H, W, 3) in dim grey, and over each in orange the weight of each position: brightest is most.
+def attention(images, maps: dict[str, np.ndarray], query: tuple[int, int] | None = None) -> Figure:
+    """Images beside maps of shares over their positions, all on one scale: {title: (N, rows, columns)}.
 
-    The weights are (N, rows, columns), a grid of positions over the image. Returns floats (N, H, W, 3), 0 to 1, for
-    ``grid``.
+    Args:
+        images: (N, H, W, 3), 0 to 255.
+        maps: at least one; of each image a row.
+        query: row and column of the position that asks; marked by a square on the images.
     """
-    height, width = images.shape[1:3]
-    light = weights / weights.max(axis=(1, 2), keepdims=True)
-    rows, columns = (np.arange(n) * cells // n for n, cells in zip((height, width), light.shape[1:], strict=True))
-    grey = 0.6 * images.mean(axis=-1, keepdims=True) / 255
-    return np.clip(grey + light[:, rows][:, :, columns, None] * [0.9, 0.4, 0.0], 0, 1)
+    most = max(shares.max() for shares in maps.values())
+    shape = len(images), 1 + len(maps)
+    figure, axes = plt.subplots(*shape, figsize=(1.7 * shape[1] + 0.8, 1.7 * shape[0]), layout="constrained")
+    axes = np.reshape(axes, shape)
+    for image, row in zip(images, axes, strict=True):
+        row[0].imshow(image)
+    rows, columns = next(iter(maps.values())).shape[1:]
+    if query:
+        height, width = images.shape[1] / rows, images.shape[2] / columns
+        corner = query[1] * width - 0.5, query[0] * height - 0.5
+        for ax in axes[:, 0]:
+            ax.add_patch(plt.Rectangle(corner, width, height, fill=False, edgecolor="red", linewidth=1.5))
+    for column, (title, shares) in zip(axes[:, 1:].T, maps.items(), strict=True):
+        column[0].set_title(title, fontsize=9)
+        for ax, share in zip(column, shares, strict=True):
+            shown = ax.imshow(share, cmap="viridis", vmin=0, vmax=most)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+    figure.colorbar(shown, ax=axes, shrink=0.9, aspect=30, label="share")
+    plt.close(figure)
+    return figure
 
 
 def similarity(vectors) -> Figure:
@@ -78,10 +98,33 @@ def similarity(vectors) -> Figure:
 
 
 def filters(kernels, columns=16, size=0.5) -> Figure:
-    """Convolution kernels (k, k, N) or (k, k, 3, N) as pictures, all on one scale: their largest magnitude."""
-    largest = np.abs(kernels).max()
-    pictures = np.moveaxis((kernels / largest + 1) / 2, -1, 0)
-    return grid(pictures, columns=columns, size=size, cmap="RdBu", vmin=0, vmax=1)
+    """Convolution kernels (k, k, N) or (k, k, 3, N) as pictures; zero is the middle of the scale.
+
+    Args:
+        kernels: one such array, or several by name: each gets a title, and a scale that ends at its largest magnitude.
+        columns: pictures in a row.
+        size: of a picture, in inches.
+    """
+    named = kernels if isinstance(kernels, dict) else {"": kernels}
+    lines = {name: -(-values.shape[-1] // columns) for name, values in named.items()}
+    figure = plt.figure(figsize=(size * columns + 0.7, size * sum(lines.values()) + 0.3 * len(lines)))
+    parts = figure.subfigures(len(named), 1, squeeze=False, height_ratios=[n + 0.3 / size for n in lines.values()])
+    for part, (name, values) in zip(parts[:, 0], named.items(), strict=True):
+        largest = np.abs(values).max() or 1.0
+        pictures = np.moveaxis((values / largest + 1) / 2, -1, 0)
+        space = {"left": 0.01, "right": 0.9, "bottom": 0.02, "top": 1 - 0.3 / (size * lines[name] + 0.3)}
+        axes = part.subplots(lines[name], columns, squeeze=False, gridspec_kw=space | {"wspace": 0.08, "hspace": 0.08})
+        for ax, picture in zip(axes.flat, pictures, strict=False):
+            ax.imshow(picture, cmap="RdBu", vmin=0, vmax=1)
+        for ax in axes.flat:
+            ax.axis("off")
+        part.suptitle(name, x=0.01, y=0.99, ha="left", va="top", fontsize=9)
+        if values.ndim == 3:
+            bar = part.add_axes([0.92, 0.05, 0.01, space["top"] - 0.08])
+            scale = plt.cm.ScalarMappable(plt.Normalize(-largest, largest), "RdBu")
+            figure.colorbar(scale, cax=bar, ticks=[-largest, 0, largest], format="%.2g").ax.tick_params(labelsize=6)
+    plt.close(figure)
+    return figure
 
 
 def influence(images, heard: dict[str, np.ndarray]) -> Figure:
@@ -141,17 +184,21 @@ def learning_curves(cards: dict[str, dict]) -> Figure:
 def scatter(panels: dict[str, dict[str, tuple[float, list[float]]]], xlabel: str, ylabel: str) -> Figure:
     """Named points, {panel: {name: (x, ys)}}, at the mean of their ys, with a bar of a standard deviation each way.
 
-    Names with the same first word share a colour, names with the same other words a marker.
+    A name is an architecture, in the colour that it has everywhere, and more words, which up to a comma choose a
+    marker.
     """
     figure, axes = _panels(panels)
     names = sorted({name.partition(" ") for points in panels.values() for name in points})
-    colors = {first: f"C{i}" for i, first in enumerate(dict.fromkeys(first for first, *_ in names))}
-    markers = dict(zip(dict.fromkeys(rest for *_, rest in names), "osD^vPX*<>" * len(names), strict=False))
+    order = dict.fromkeys([*ARCHITECTURES, *(first for first, *_ in names)])
+    colors = {first: f"C{i}" for i, first in enumerate(order)}
+    kinds = dict.fromkeys(rest.partition(",")[0] for *_, rest in names)
+    markers = dict(zip(kinds, "osD^vPX*<>" * len(names), strict=False))
     for ax, points in zip(axes, panels.values(), strict=True):
         for name, (x, ys) in sorted(points.items()):
             first, _, rest = name.partition(" ")
             bar = np.std(ys, ddof=1) if len(ys) > 1 else None
-            ax.errorbar(x, np.mean(ys), bar, fmt=markers[rest], color=colors[first], capsize=3, alpha=0.8, label=name)
+            style = {"fmt": markers[rest.partition(",")[0]], "color": colors[first], "capsize": 3, "alpha": 0.8}
+            ax.errorbar(x, np.mean(ys), bar, label=name, **style)
         ax.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, 1.1 * max(x for x, _ in points.values())))
         ax.xaxis.set_major_formatter(EngFormatter())
         ax.xaxis.set_major_locator(MaxNLocator(5))

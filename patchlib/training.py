@@ -4,6 +4,7 @@
 its whole state is in what it yields: a run continued from there ends as one that was never interrupted.
 """
 
+import contextlib
 import math
 import sys
 import time
@@ -221,10 +222,9 @@ def _assign(variables, values):
         variable.assign(value)
 
 
-def accuracy_without(model: keras.Model, split: Split, *paths: str) -> float:
-    """Accuracy of a compiled model while all weights whose path starts with one of ``paths`` are zero.
-
-    The weights are put back afterwards.
+@contextlib.contextmanager
+def without(model: keras.Model, *paths: str) -> Iterator[None]:
+    """All weights whose path starts with one of ``paths`` are zero, until they are put back at the end.
 
     Raises:
         ValueError: one of ``paths`` starts no weight's path.
@@ -237,7 +237,7 @@ def accuracy_without(model: keras.Model, split: Split, *paths: str) -> float:
     try:
         for weight in silenced:
             weight.assign(np.zeros(weight.shape))
-        return evaluate(model, split)["accuracy"]
+        yield
     finally:
         for weight, value in zip(silenced, kept, strict=True):
             weight.assign(value)

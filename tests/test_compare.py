@@ -61,20 +61,27 @@ def test_times_of_different_machines_are_not_averaged():
     found = [card(0.7), card(0.8, seed=1, machine="two")]
     (row,) = rows(table(*found).split("\n\n")[1])
     assert row[5:] == ["2", "–", "–", "one, 2 cores; two, 2 cores"]
-    found[1]["hardware"]["accelerators"] = ["GPU"]
-    panels = compare.points(compare.by_setting(found), "time", "seconds")
-    setting = WHERE.replace(", ", "\n", 1)
-    assert panels == {
-        f"{setting}\none, 2 cores": {"cct tuned": (100.0, [70.0])},
-        f"{setting}\nGPU": {"cct tuned": (120.0, [80.0])},
-    }
 
 
-def test_points_are_a_panel_for_each_setting_without_what_no_card_says():
+def test_step_times_are_the_measured_ones_of_the_tiers_that_were_measured(tmp_path):
+    found = [card(0.7), card(0.8, seed=1), card(0.6, tier="baseline"), card(0.5, tier="fast")]
+    found += [card(0.9, architecture="vit")]
+    settings, file = compare.by_setting(found), tmp_path / "compare.json"
+    assert compare.by_step_time(settings, file) == {}
+    tiers = {tier: {"train": {"median": seconds}} for tier, seconds in {"tuned": 0.1, "baseline": 0.2}.items()}
+    measured = {"hardware": card()["hardware"], "compare": {"cct": {"contenders": tiers}}}
+    file.write_text(json.dumps(measured))
+    expected = {"cct baseline, 5 epochs": (200.0, [60.0]), "cct tuned, 5 epochs": (100.0, [70.0, 80.0])}
+    panel = "cifar10\n45,000 training images\none, 2 cores"
+    assert compare.by_step_time(settings, file) == {panel: expected}
+
+
+def test_points_are_a_panel_for_each_data_set_without_what_no_card_says():
     found = [card(0.7), card(0.8, seed=1), card(0.6, train=15000), card(0.5, architecture="vit")]
     del found[3]["model"]["multiply_adds"]
     panels = compare.points(compare.by_setting(found), "model", "multiply_adds")
-    assert list(panels.values()) == [{"cct tuned": (31e6, [60.0])}, {"cct tuned": (31e6, [70.0, 80.0])}]
+    small, whole = {"cct tuned, 5 epochs": (31e6, [60.0])}, {"cct tuned, 5 epochs": (31e6, [70.0, 80.0])}
+    assert panels == {f"cifar10\n{count} training images": p for count, p in (("15,000", small), ("45,000", whole))}
 
 
 def test_curves_are_all_the_runs_of_each_tier():

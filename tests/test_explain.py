@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from patchlib import explain, models
+from patchlib import explain, models, reference, training
+from patchlib.data import Split
 
 
 def linear(positions, channels):
@@ -44,4 +45,88 @@ def test_a_convolution_hears_its_neighbours_and_attention_what_the_image_has():
     apart = np.abs(places[:, None] - places).max(axis=2)
     assert (near[apart > 1] == 0).all() and (near[apart <= 1] > 0).all()
     first, second = explain.influence(models.vit((16, 16, 3), dim=16, depth=1), images, directions=2)
-    assert first.shape == (17, 17) and (first > 0).all() and not np.allclose(first, second, rtol=0.1)
+    assert first.shape == (16, 16) and (first > 0).all(), "without the class token"
+    assert not np.allclose(first, second, rtol=0.1)
+
+
+def test_many_positions_are_looked_at_in_parts_and_come_back_whole():
+    rng = np.random.default_rng(0)
+    positions, channels = rng.normal(size=(150, 150)), rng.normal(size=(1, 3))
+    model, shape = linear(positions, channels)
+    (found,) = explain.influence(model, rng.normal(size=(1, *shape)), directions=1)
+    np.testing.assert_allclose(found, np.abs(positions.T) * np.linalg.norm(channels), rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (12, 20)])
+def test_a_change_of_the_middle_patch_reaches_as_far_as_kernels_do(size):
+    model = models.convmixer((*size, 3), dim=8, depth=2, kernel_size=3)
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3))
+    found = explain.reach(model, image, step=50)
+    assert list(found) == ["stem", "block_0", "block_1"]
+    rows, columns = size[0] // 2, size[1] // 2
+    away = np.maximum(*np.abs(np.indices((rows, columns)) - np.reshape([rows // 2, columns // 2], (2, 1, 1))))
+    for distance, change in enumerate(found.values()):
+        np.testing.assert_array_equal(change > 0, away <= distance)
+    inside = keras.Model(model.inputs[0], model.get_layer("stem").output)
+    changed = image.copy()
+    changed[rows // 2 * 2 : rows // 2 * 2 + 2, columns // 2 * 2 : columns // 2 * 2 + 2] += 50
+    expected = np.linalg.norm(np.array(inside(changed[None]) - inside(image[None]))[0], axis=-1)
+    np.testing.assert_allclose(found["stem"], expected, rtol=1e-4, atol=1e-6)
+
+
+SMALL = {
+    "convmixer": models.convmixer((8, 8, 3), 3, dim=8, depth=2),
+    "cct": models.cct((8, 8, 3), 3, dim=8, key_dim=4, conv_dim=4),
+    "mlp_mixer": models.mlp_mixer((8, 8, 3), 3, resize=0, patch_size=2, dim=8, depth=2),
+    "fnet": models.fnet((8, 8, 3), 3, resize=0, patch_size=2, dim=8, depth=2),
+    "gmlp": models.gmlp((8, 8, 3), 3, resize=0, patch_size=2, dim=8, hidden_dim=8, depth=2),
+    "vit": models.vit((8, 8, 3), 3, patch_size=2, dim=8, depth=2),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_without_its_mixing_of_space_a_block_leaves_each_position_alone(name):
+    model = SMALL[name]
+    reference.randomize(model)
+    tried = explain.lesions(model)
+    blocks = [what for what in tried if what.startswith("block_")]
+    whole = {"no mixing of space at all"} if name != "fnet" else {"no MLP at all"}
+    whole |= {"no position embedding"} if name in ("cct", "fnet", "vit") else set()
+    whole |= {"the mean instead of the vote"} if name == "cct" else set()
+    assert len(blocks) == 2 and set(tried) - set(blocks) == whole
+    images = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3))
+    with training.without(model, *tried[blocks[1]]):
+        (heard,) = explain.influence(model, images, "block_1", directions=1)
+    apart = ~np.eye(len(heard), dtype=bool)
+    assert (heard[apart].max() < 1e-3 * heard.max()) == (name != "fnet")
+    assert explain.influence(model, images, "block_1", directions=1)[0][apart].max() > 1e-2 * heard.max(), "put back"
+
+
+def test_what_is_silenced_is_put_back_and_must_exist():
+    model = SMALL["vit"]
+    before = model.get_weights()
+    with pytest.raises(RuntimeError), training.without(model, "block_0/mlp/"):
+        assert not np.any(model.get_layer("block_0").mlp.expand.kernel)
+        raise RuntimeError
+    for weight, kept in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, kept)
+    with (
+        pytest.raises(ValueError, match="no weight's path starts with 'block_9/'"),
+        training.without(model, "block_9/"),
+    ):
+        pass
+
+
+def test_a_lesion_is_counted_on_the_same_images_with_its_standard_error(monkeypatch):
+    model, split = SMALL["cct"], Split(np.zeros((4, 8, 8, 3), "uint8"), np.array([0, 1, 2, 0]))
+    said = iter([[0, 1, 2, 1], [0, 1, 1, 0], *[[0, 1, 2, 1]] * 4])
+    monkeypatch.setattr(training, "logits", lambda model, split: np.eye(3)[next(said)])
+    first, second, third, *_ = explain.lesion(model, split)
+    assert first == {"without": "nothing", "accuracy": 0.75, "difference": 0.0, "standard_error": 0.0}
+    assert (second["accuracy"], second["difference"]) == (0.75, 0.0)
+    np.testing.assert_allclose(second["standard_error"], np.std([0, 0, -1, 1]) / 2)
+    assert third["standard_error"] == 0
+    table = explain.lesion_table({"a": [first, second], "b": [first, second, third]}).splitlines()
+    assert table[0] == "| without | a: accuracy (difference) | b: accuracy (difference) |"
+    assert table[3] == "| block_0 without its mixing of space | 0.750 (0.000 ± 0.354) | 0.750 (0.000 ± 0.354) |"
+    assert table[4].endswith("|  | 0.750 (0.000 ± 0.000) |")

@@ -1,6 +1,8 @@
 """What holds of every notebook, whatever it says; that its outputs are right is nbval's to check."""
 
 import ast
+import base64
+import io
 import itertools
 import re
 from pathlib import Path
@@ -11,6 +13,7 @@ import papermill
 import pytest
 import yaml
 
+from patchlib import plots
 from patchlib.parameters import ARCHITECTURES as SCHEMAS
 from patchlib.parameters import Compare
 
@@ -93,6 +96,12 @@ def test_no_loop_stands_in_two_notebooks():
     ]
     texts = [text for _, text in loops]
     assert [loop for loop in loops if texts.count(loop[1]) > 1] == []
+
+
+@EVERY
+def test_there_is_as_much_prose_as_code(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert 2 * len(code_cells(path)) <= len(notebook.cells)
 
 
 @EVERY
@@ -185,6 +194,46 @@ def test_trained_numbers_may_differ_within_their_tolerance_and_nothing_else_may(
     value = {"output_type": "execute_result", "data": {"text/plain": "0.5", "image/png": "1.5"}}
     near = {"output_type": "execute_result", "data": {"text/plain": "0.55", "image/png": "1.5"}}
     assert within([near], [value], 0.1) == [value] != within([near], [value], 0.01)
+
+
+CARD = {"history": {"loss": [2.0, 1.0], "val_loss": [2.2, 1.5], "accuracy": [0.2, 0.6], "val_accuracy": [0.1, 0.5]}}
+KERNELS = np.random.default_rng(0).normal(size=(5, 5, 64))
+
+
+def png(figure):
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return {"output_type": "display_data", "data": {"image/png": base64.b64encode(file.getvalue()).decode()}}
+
+
+@pytest.mark.parametrize(
+    ("figure", "same", "near"),
+    [
+        (plots.filters(KERNELS), True, True),
+        (plots.filters(KERNELS + 0.05), False, True),
+        (plots.filters(KERNELS[..., ::-1]), False, False),  # swapped rows
+        (plots.learning_curves({"a": CARD}), False, False),  # quite another one
+    ],
+)
+def test_pictures_are_compared_strictly_and_trained_ones_within_a_tolerance(figure, same, near):
+    from conftest import _DRAWN, _TRAINED, pictured
+
+    stored = [stream("words"), png(plots.filters(KERNELS))]
+    for accepted, wanted in ((_DRAWN, same), (_TRAINED, near)):
+        outputs, references = pictured([stream("words"), png(figure)], stored, accepted)
+        assert references[1]["data"]["picture"] == "as stored"
+        assert (outputs[1]["data"]["picture"] == "as stored") == wanted
+    outputs, _ = pictured([png(figure), png(figure)], stored, 1.0)
+    assert outputs[1]["data"]["picture"].startswith("differs"), "nothing is stored in its place"
+
+
+def test_a_wrong_series_of_two_is_another_picture():
+    from conftest import _DRAWN, pictured
+
+    history = CARD["history"]
+    swapped = {"history": history | {"loss": history["val_loss"], "val_loss": history["loss"]}}
+    stored, new = ([png(plots.learning_curves({"a": each}))] for each in (CARD, swapped))
+    assert pictured(new, stored, _DRAWN)[0][0]["data"]["picture"].startswith("differs by 0.00")
 
 
 # Data that a user may bring, as (shape, classes, images), and what the recipe may ask for.

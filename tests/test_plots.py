@@ -53,6 +53,18 @@ def test_filters_share_one_scale_with_zero_in_its_middle():
     assert len(drawn(plots.filters(np.ones((2, 2, 3, 6))))) == 6
 
 
+def test_named_filters_have_a_title_and_a_scale_of_their_own():
+    figure = plots.filters(
+        {"small": np.full((2, 2, 3), 0.5), "large": -np.full((2, 2, 20), 4.0), "none": np.zeros((1, 1, 1))}
+    )
+    assert [part._suptitle.get_text() for part in figure.subfigs] == ["small", "large", "none"]
+    pictures = [[ax.images[0].get_array() for ax in part.axes if ax.images] for part in figure.subfigs]
+    assert [len(of) for of in pictures] == [3, 20, 1]
+    assert [float(of[0][0, 0]) for of in pictures] == [1.0, 0.0, 0.5]
+    ticks = [part.axes[-1].get_yticklabels()[-1].get_text() for part in figure.subfigs]
+    assert ticks == ["0.5", "4", "1"]
+
+
 def test_influence_shows_both_images_and_their_difference_on_one_scale_for_each_network():
     rng = np.random.default_rng(0)
     images, heard = rng.random((2, 4, 4, 3)), {"a": rng.random((2, 5, 5)) + 9 * np.eye(5), "b": rng.random((2, 3, 3))}
@@ -76,11 +88,23 @@ def test_curves_are_the_histories():
 
 
 @pytest.mark.parametrize("grid", [(2, 2), (2, 4), (3, 1)])
-def test_heat_is_brightest_where_the_share_is_largest(grid):
-    shares = np.random.default_rng(0).random((2, *grid))
-    pictures = plots.heat(np.zeros((2, 2 * grid[0], 3 * grid[1], 3), "uint8"), shares)
-    wanted = 0.9 * shares / shares.max(axis=(1, 2), keepdims=True)
-    np.testing.assert_allclose(pictures[..., 0], wanted.repeat(2, axis=1).repeat(3, axis=2))
+def test_attention_is_shown_beside_each_image_on_one_scale_with_the_query_marked(grid):
+    rng = np.random.default_rng(0)
+    images, maps = (
+        rng.random((2, 2 * grid[0], 3 * grid[1], 3)),
+        {"a": rng.random((2, *grid)), "b": rng.random((2, *grid))},
+    )
+    figure = plots.attention(images, maps, query=(1, 0))
+    shown = drawn(figure)
+    wanted = [images[0], maps["a"][0], maps["b"][0], images[1], maps["a"][1], maps["b"][1]]
+    for picture, expected in zip(shown[:6], wanted, strict=True):
+        np.testing.assert_array_equal(picture, expected)
+    most = max(shares.max() for shares in maps.values())
+    assert {ax.images[0].get_clim() for ax in figure.axes[1:3]} == {(0, most)}
+    (square,) = figure.axes[3].patches
+    assert square.get_bbox().bounds == (-0.5, 1.5, 3, 2)
+    assert [ax.get_title() for ax in figure.axes[:3]] == ["", "a", "b"]
+    assert not plots.attention(images, maps).axes[0].patches
 
 
 @pytest.mark.parametrize("grid", [(3, 3), (2, 4), (5, 2), (1, 4)])

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from test_cards import card
 
-from patchlib import cards, models, networks, runs
+from patchlib import cards, explain, models, networks, notebook, runs
 from patchlib.data import load_data
 from patchlib.parameters import ARCHITECTURES
 
@@ -71,9 +71,10 @@ def test_a_command_makes_the_run_again():
     assert words == "patchlib run vit --tier tuned --seed 2 --set epochs=7"
 
 
-def test_a_network_is_stored_small_and_computes_in_float32(trained, tmp_path):
+def test_a_network_is_stored_small_and_computes_in_float32(trained, tmp_path, capsys):
     folder, made = trained
     publish.publish(made, folder / cards.MODEL, tmp_path)
+    capsys.readouterr()
     model, data = networks.load_model(tmp_path / "convmixer-digits.keras"), load_data("digits")
     before = networks.load_model(folder / cards.MODEL)
     assert {layer.compute_dtype for layer in model.layers} == {"float32"} and model.card == made
@@ -89,9 +90,19 @@ def test_a_network_is_stored_small_and_computes_in_float32(trained, tmp_path):
     assert front["license"] == "mit" and front["datasets"] == ["uoft-cs/digits"]
     answers = np.load(tmp_path / "logits.npz")["convmixer-digits"]
     np.testing.assert_allclose(model.predict(publish.noise(), verbose=0), answers, atol=1e-5)
-    first = (tmp_path / "convmixer-digits.keras").read_bytes()
-    publish.publish(made, folder / cards.MODEL, tmp_path)
-    assert (tmp_path / "convmixer-digits.keras").read_bytes() == first
+    rows = notebook.published_lesions(tmp_path / notebook.LESIONS)
+    assert [row["without"] for row in rows] == ["nothing", *explain.lesions(model)]
+    assert rows[0]["accuracy"] == accuracy and {row["network"] for row in rows} == {"convmixer-digits"}
+    for name, changed in {
+        "model.keras": False,
+        "convmixer-digits.keras": True,
+    }.items():  # as it is; or anew, and the same
+        first = (tmp_path / "convmixer-digits.keras").read_bytes()
+        (tmp_path / name).unlink(missing_ok=True)
+        publish.publish(made, folder / cards.MODEL, tmp_path)
+        assert (tmp_path / "convmixer-digits.keras").read_bytes() == first
+        assert ("published" in capsys.readouterr().out) == changed
+    assert notebook.published_lesions(tmp_path / notebook.LESIONS) == rows
 
 
 def test_a_network_that_would_suffer_is_stored_as_it_is(trained, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ data must be there.
 """
 
 import argparse
+import csv
 import io
 import re
 import shutil
@@ -18,7 +19,7 @@ import h5py
 import numpy as np
 import yaml
 
-from patchlib import cards, evaluation, explain, markdown, networks, pictures, plots, training
+from patchlib import cards, evaluation, explain, markdown, networks, notebook, pictures, plots, training
 from patchlib.data import load_data
 from patchlib.parameters import ARCHITECTURES
 
@@ -94,14 +95,19 @@ def _as(content, dtype):
 
 
 def publish(card, source, weights):
-    """Write a network, its model card and its answers to noise."""
+    """Write a network, its model card, its answers to noise, and what it's worth without single parts.
+
+    What is there, of the same run, stays as it is.
+    """
     name = f"{card['architecture']}-{card['dataset']['name']}"
+    target, reached = weights / f"{name}.keras", {}
+    if target.exists() and networks.load_model(target).card == card:
+        return
     p = ARCHITECTURES[card["architecture"]](**cards.parameters(card))
     data = load_data(p.dataset, image_size=p.image_size, limit=p.limit, validation=p.validation)
     if data.fingerprint != card["dataset"]["fingerprint"]:
         raise SystemExit(f"{name}: these aren't the images that it was trained on.")
     weights.mkdir(parents=True, exist_ok=True)
-    target, reached = weights / f"{name}.keras", {}
     for dtype in ("float32", "float16"):
         stored(source, target, dtype)
         logits = training.logits(networks.load_model(target), data.validation)
@@ -113,6 +119,13 @@ def publish(card, source, weights):
     answers = dict(np.load(path)) if path.exists() else {}
     answers[name] = networks.load_model(target).predict(noise(), verbose=0)
     np.savez(path, **answers)
+    path = weights / notebook.LESIONS
+    counted = [row for row in notebook.published_lesions(path) if row["network"] != name]
+    counted += [{"network": name} | row for row in explain.lesion(networks.load_model(target), data.validation)]
+    with open(path, "w", newline="") as file:
+        table = csv.DictWriter(file, list(counted[0]))
+        table.writeheader()
+        table.writerows(sorted(counted, key=lambda row: row["network"]))
     print("published:", name, card["tier"], dtype, reached)
 
 
@@ -278,8 +291,7 @@ def who_hears_whom():
     images, heard = pictures.photographs(32), {}
     for architecture, kind in ARCHITECTURES.items():
         for name in (name for name in networks.published() if name.startswith(f"{architecture}-")):
-            found = explain.influence(networks.load_model(name), images, "block_1")
-            heard[kind.title] = found[:, -64:, -64:] if architecture == "vit" else found  # without the class token
+            heard[kind.title] = explain.influence(networks.load_model(name), images, "block_1")
     return plots.influence(images, heard)
 
 

@@ -1,23 +1,30 @@
 """Run notebooks in place and keep what is the same on every run: ``python tools/refresh.py notebooks/*.ipynb``.
 
 This is the only way in which stored outputs change. Streams on stderr, timing and the Python version are left out, so
-that two refreshes in a row leave no difference. The README of the tiers is written along with them.
+that two refreshes in a row leave no difference. The tables of the README, and the README of the tiers, are written
+along with them.
 """
 
+import json
 import os
+import re
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
+import bench
 import nbformat
+import publish
 import yaml
 from nbclient import NotebookClient
 
-from patchlib import files, markdown
+from patchlib import cards, files, markdown
 from patchlib.parameters import ARCHITECTURES
 
 OF_A_RUN = {"tier", "image_size", "limit", "seed", "run_dir"}
-TIERS = Path(__file__).parents[1] / "notebooks" / "tiers"
+ROOT = Path(__file__).parents[1]
+TIERS = ROOT / "notebooks" / "tiers"
 
 
 def refresh(path: Path) -> None:
@@ -38,6 +45,24 @@ def refresh(path: Path) -> None:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     files.put(path, lambda partial: nbformat.write(notebook, partial))
+
+
+def readme(text: str) -> str:
+    """The project's README with its tables, and the sentence on them, as cards and measurements have them."""
+    measured = {what: json.loads((ROOT / "tools" / "results" / f"{what}.json").read_text())[what] for what in _MEASURED}
+    found = cards.load_cards(ROOT / "results")
+    tables = {
+        "## Results": publish.overview(found, bench.EXAMPLES, measured["time_to_accuracy"]),
+        "**Every published accuracy": bench.accuracy_summary(measured["time_to_accuracy"]),
+        "**A step**": bench.summary(measured["compare"]),
+    }
+    for mark, table in tables.items():
+        old = re.search(rf"{re.escape(mark)}.*?\n\n(\|.*?\|)\n\n", text, re.DOTALL)
+        text = text[: old.start(1)] + table + text[old.end(1) :]
+    start, end = text.index("At no more parameters"), text.index("\n\n", text.index("At no more parameters"))
+    rest = text[start:end].replace("\n", " ").split(" publish. ", 1)[1]
+    sentence = f"{publish.headline(found, bench.EXAMPLES)} {rest}"
+    return text[:start] + textwrap.fill(sentence, 120, break_on_hyphens=False, break_long_words=False) + text[end:]
 
 
 def tiers_readme() -> str:
@@ -75,6 +100,7 @@ def _tiers_table(columns, example):
     return markdown.table(["", *columns], rows) + "\n"
 
 
+_MEASURED = ("compare", "time_to_accuracy")
 _ABOUT_TIERS = """# Tiers
 
 A tier is a file of parameters for one notebook. `baseline` is the published Keras example as its numbers were made,
@@ -85,6 +111,7 @@ each baseline equals its example, or that the difference is declared below.
 
 
 if __name__ == "__main__":
+    (ROOT / "README.md").write_text(readme((ROOT / "README.md").read_text()))
     (TIERS / "README.md").write_text(tiers_readme())
     for name in sys.argv[1:]:
         with tempfile.TemporaryDirectory() as runs:

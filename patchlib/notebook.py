@@ -1,0 +1,90 @@
+"""What all notebooks of an architecture do alike, as calls: a look at the data, at a finished run, at full runs."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from patchlib import cards, checks, compare, explain, networks, pictures, plots
+from patchlib.backend import keras
+from patchlib.data import NAMES, Data
+from patchlib.parameters import ARCHITECTURES, RunParameters
+
+LESIONS = "lesions.csv"  # of the published networks
+
+
+def first_look(data: Data) -> Figure:
+    """Print type, range, mean, spread and classes of the training images, and show sixteen of them."""
+    images, labels = data.train.images, data.train.labels
+    print(images.dtype, images.shape, "from", images.min(), "to", images.max())
+    print("mean", images.mean(axis=(0, 1, 2)).round(1), "standard deviation", images.std(axis=(0, 1, 2)).round(1))
+    print("images per class", np.bincount(labels, minlength=data.num_classes)[:10])
+    return plots.grid(images[:16], titles=[data.classes[label] for label in labels[:16]])
+
+
+def finished(model: keras.Model, data: Data, parameters: RunParameters, card: dict, folder: Path) -> Figure:
+    """Check a run that has just ended and show its learning curves, which are saved beside its card.
+
+    The recipe as it was compiled is printed; the model must be the one that its card speaks of, and its file must give
+    the same logits.
+    """
+    checks.recipe(model, data, parameters)
+    checks.trained(model, data, card)
+    checks.saved(model, data, folder / cards.MODEL)
+    curves = plots.learning_curves({parameters.tier: card})
+    curves.savefig(folder / "curves.png", dpi=150)
+    return curves
+
+
+def full_runs(card: dict, folder: str = "../results") -> Figure:
+    """Show the full runs of a card's architecture as a table, their ablations if there are any, and their curves.
+
+    They are the run cards below ``folder``; for a run on one's own data it's that run itself.
+    """
+    from IPython.display import Markdown, display  # here, because without Jupyter it needn't be installed
+
+    own = card["dataset"]["name"] not in NAMES
+    found = [card] if own else cards.load_cards(folder, architecture=card["architecture"])
+    settings = compare.by_setting(found)
+    display(Markdown(cards.table(found)))
+    changes = compare.ingredients(settings)
+    if changes.startswith("|"):
+        display(Markdown(changes))
+    return plots.bands(compare.curves(settings), "epoch", "validation accuracy, %")
+
+
+def drawn(model: keras.Model, data: Data, parameters: RunParameters) -> tuple[dict[str, keras.Model], np.ndarray]:
+    """The networks to draw, by name, and two images to draw them with.
+
+    After the notebook's own smoke run that's its model and the published network of the architecture, on photographs.
+    After any other run it's the model just trained, on test images of its own data.
+    """
+    (name,) = [name for name, kind in ARCHITECTURES.items() if isinstance(parameters, kind)]
+    published = [found for found in networks.published() if found.startswith(f"{name}-")]
+    if not (parameters.is_smoke() and published):
+        return {"this run": model}, data.test.images[:2]
+    return {"this run": model} | {name: networks.load_model(name) for name in published}, pictures.photographs(32)
+
+
+def lesions(model: keras.Model, data: Data, parameters: RunParameters) -> str:
+    """Accuracy on the validation images without single parts, of the networks to draw, as Markdown.
+
+    For published ones that was counted when they were published.
+    """
+    found = {"this run": explain.lesion(model, data.validation)}
+    if parameters.is_smoke():
+        for row in published_lesions(networks.PUBLISHED / LESIONS):
+            if row["network"].startswith(f"{model.name}-"):
+                found.setdefault(row["network"], []).append(row)
+    return explain.lesion_table(found)
+
+
+def published_lesions(path: Path) -> list[dict]:
+    """The rows of ``explain.lesion`` of all published networks, each with its ``network``."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return [
+            {k: v if k in ("network", "without") else float(v) for k, v in row.items()} for row in csv.DictReader(file)
+        ]
