@@ -219,12 +219,22 @@ def predictions(folder: str | os.PathLike) -> dict[str, dict[str, dict[str, np.n
 
 def agreements(said: dict[str, dict[str, np.ndarray]], tier: str = "tuned") -> str:
     """Whether the networks of a tier err on the same images, as a Markdown table; see ``evaluation.agreement``."""
-    columns = ["", "", "both right", "the first alone", "the second alone", "neither", "error consistency", "p"]
+    columns = [
+        "",
+        "",
+        "both right",
+        "the first alone",
+        "the second alone",
+        "neither",
+        "error consistency",
+        "at most",
+        "p",
+    ]
     rows = []
     for first, second in itertools.combinations([name for name in said if name.endswith(f" {tier}")], 2):
         counted = evaluation.agreement(said[first]["rank"], said[second]["rank"])
-        *counts, kappa, p = counted.values()
-        rows.append([first, second, *(f"{n:,}" for n in counts), f"{kappa:.2f}", f"{p:.1g}"])
+        *counts, kappa, most, p = counted.values()
+        rows.append([first, second, *(f"{n:,}" for n in counts), f"{kappa:.2f}", f"{most:.2f}", f"{p:.1g}"])
     return markdown.table(columns, rows) if rows else NONE
 
 

@@ -60,17 +60,20 @@ def agreement(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
     Returns:
         How many images both get right, the first alone, the second alone, and neither. ``kappa``: error consistency, 1
         if they err on the same images, 0 if as often on the same ones as by chance (Cohen's kappa of being right;
-        Geirhos et al., "Beyond accuracy", 2020); nan if neither ever errs, or ever is right. ``p``: the probability of
-        a difference in accuracy this large or larger, were both equally good (McNemar's exact test).
+        Geirhos et al., "Beyond accuracy", 2020); nan if neither ever errs, or ever is right. ``most``: the largest
+        kappa of two classifiers of these accuracies, 1 if they are equal. ``p``: the probability of a difference in
+        accuracy this large or larger, were both equally good (McNemar's exact test).
     """
     one, other = first == 0, second == 0
     alone = int((one & ~other).sum()), int((other & ~one).sum())
     same, chance = (one == other).mean(), one.mean() * other.mean() + (~one).mean() * (~other).mean()
+    alike = 1 - abs(one.mean() - other.mean())  # of how many both could be right, or both wrong
     return {
         "both": int((one & other).sum()),
         "first": alone[0],
         "second": alone[1],
         "neither": int((~one & ~other).sum()),
         "kappa": float((same - chance) / (1 - chance)) if chance < 1 else float("nan"),
+        "most": float((alike - chance) / (1 - chance)) if chance < 1 else float("nan"),
         "p": float(stats.binomtest(alone[0], sum(alone)).pvalue) if sum(alone) else 1.0,
     }

@@ -89,13 +89,13 @@ def lesions(model: keras.Model) -> dict[str, tuple[str, ...]]:
         tuple(f"{block.name}/{path}" for path in _MEETING.get(type(block).__name__, ("mlp/",))) for block in blocks
     ]
     what = "mixing of space" if type(blocks[0]).__name__ in _MEETING else "MLP"
-    found = {f"{block.name} without its {what}": part for block, part in zip(blocks, parts, strict=True)}
-    found[f"no {what} at all"] = sum(parts, ())
+    found = {f"{block.name}: {what}": part for block, part in zip(blocks, parts, strict=True)}
+    found[f"all {what}"] = sum(parts, ())
     weights = {weight.path for weight in model.weights}
     if "position/table" in weights:
-        found["no position embedding"] = ("position/table",)
+        found["position embedding"] = ("position/table",)
     if any(path.startswith("pool/score") for path in weights):
-        found["the mean instead of the vote"] = ("pool/score",)
+        found["vote, for the mean"] = ("pool/score",)
     return found
 
 
@@ -130,4 +130,4 @@ def lesion_table(found: dict[str, list[dict]]) -> str:
         for row in rows
     }
     rows = [[without, *(cells.get((name, without), "") for name in found)] for without in names]
-    return markdown.table(["without", *(f"{name}: accuracy (difference)" for name in found)], rows)
+    return markdown.table(["left out", *(f"{name}: accuracy (difference)" for name in found)], rows)

@@ -161,6 +161,6 @@ def test_which_networks_err_together_and_what_all_get_wrong(tmp_path):
     found = said(tmp_path, vit_tuned=[0, 0, 2, 1], cct_tuned=[0, 3, 0, 4], cct_tuned_1=[0] * 4, cct_fast=[0, 0, 0, 9])
     (networks,) = found.values()
     assert list(found) == ["cifar10"] and list(networks) == ["cct fast", "cct tuned", "vit tuned"]
-    assert rows(compare.agreements(networks)) == [["cct tuned", "vit tuned", "1", "1", "1", "1", "0.00", "1"]]
+    assert rows(compare.agreements(networks)) == [["cct tuned", "vit tuned", "1", "1", "1", "1", "0.00", "1.00", "1"]]
     assert compare.missed(networks).tolist() == [3]
     assert compare.agreements(networks, "baseline") == compare.NONE

@@ -68,6 +68,8 @@ def test_agreement_counts_who_is_right_where():
         found["both"] + found["first"] == (first == 0).sum() and found["both"] + found["second"] == (second == 0).sum()
     )
     assert found["kappa"] == pytest.approx(metrics.cohen_kappa_score(first == 0, second == 0))
+    alike = np.sort(first == 0), np.sort(second == 0)  # as many right, and as often together as can be
+    assert found["most"] == pytest.approx(metrics.cohen_kappa_score(*alike))
     fewer = min(found["first"], found["second"])
     tail = stats.binom.cdf(fewer, found["first"] + found["second"], 0.5)
     assert found["p"] == pytest.approx(2 * tail)
@@ -76,5 +78,5 @@ def test_agreement_counts_who_is_right_where():
 def test_agreement_with_itself_and_where_nobody_errs():
     rank = np.arange(10) % 3
     alike = evaluation.agreement(rank, rank)
-    assert (alike["first"], alike["second"], alike["kappa"], alike["p"]) == (0, 0, 1, 1)
+    assert (alike["first"], alike["second"], alike["kappa"], alike["most"], alike["p"]) == (0, 0, 1, 1, 1)
     assert np.isnan(evaluation.agreement(np.zeros(5), np.zeros(5))["kappa"])

@@ -90,9 +90,9 @@ def test_without_its_mixing_of_space_a_block_leaves_each_position_alone(name):
     reference.randomize(model)
     tried = explain.lesions(model)
     blocks = [what for what in tried if what.startswith("block_")]
-    whole = {"no mixing of space at all"} if name != "fnet" else {"no MLP at all"}
-    whole |= {"no position embedding"} if name in ("cct", "fnet", "vit") else set()
-    whole |= {"the mean instead of the vote"} if name == "cct" else set()
+    whole = {"all mixing of space"} if name != "fnet" else {"all MLP"}
+    whole |= {"position embedding"} if name in ("cct", "fnet", "vit") else set()
+    whole |= {"vote, for the mean"} if name == "cct" else set()
     assert len(blocks) == 2 and set(tried) - set(blocks) == whole
     images = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3))
     with training.without(model, *tried[blocks[1]]):
@@ -127,6 +127,6 @@ def test_a_lesion_is_counted_on_the_same_images_with_its_standard_error(monkeypa
     np.testing.assert_allclose(second["standard_error"], np.std([0, 0, -1, 1]) / 2)
     assert third["standard_error"] == 0
     table = explain.lesion_table({"a": [first, second], "b": [first, second, third]}).splitlines()
-    assert table[0] == "| without | a: accuracy (difference) | b: accuracy (difference) |"
-    assert table[3] == "| block_0 without its mixing of space | 0.750 (0.000 ± 0.354) | 0.750 (0.000 ± 0.354) |"
+    assert table[0] == "| left out | a: accuracy (difference) | b: accuracy (difference) |"
+    assert table[3] == "| block_0: mixing of space | 0.750 (0.000 ± 0.354) | 0.750 (0.000 ± 0.354) |"
     assert table[4].endswith("|  | 0.750 (0.000 ± 0.000) |")
