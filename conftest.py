@@ -43,8 +43,7 @@ def _compare_within(item, tolerance):
     compare, difference = item.compare_outputs, _TRAINED if tolerance else _DRAWN
 
     def compare_outputs(outputs, stored):
-        outputs = within(outputs, stored, tolerance) if tolerance else outputs
-        return compare(*pictured(outputs, stored, difference))
+        return compare(*pictured(within(outputs, stored, tolerance), stored, difference))
 
     item.compare_outputs = compare_outputs
 

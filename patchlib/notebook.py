@@ -67,6 +67,15 @@ def drawn(model: keras.Model, data: Data, parameters: RunParameters) -> tuple[di
     return {"this run": model} | {name: networks.load_model(name) for name in published}, pictures.photographs(32)
 
 
+def who_hears_whom() -> Figure:
+    """The second blocks of all published networks on two photographs."""
+    images, heard = pictures.photographs(32), {}
+    for architecture, kind in ARCHITECTURES.items():
+        for name in (name for name in networks.published() if name.startswith(f"{architecture}-")):
+            heard[kind.title] = explain.influence(networks.load_model(name), images, "block_1", directions=4)
+    return plots.influence(images, heard)
+
+
 def lesions(model: keras.Model, data: Data, parameters: RunParameters) -> str:
     """Accuracy on the validation images without single parts, of the networks to draw, as Markdown.
 

@@ -110,3 +110,11 @@ def test_every_published_network_has_its_lesions_and_they_begin_with_the_whole(n
     assert [row["without"] for row in rows] == ["nothing", *explain.lesions(model)]
     said = json.loads(json.dumps(model.card))["metrics"]["val_accuracy"]
     assert abs(rows[0]["accuracy"] - said) < 5e-3, "as float16 and in float32"
+
+
+def test_the_published_networks_are_drawn_side_by_side():
+    figure = notebook.who_hears_whom()
+    titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
+    assert titles == [
+        kind.title for name, kind in ARCHITECTURES.items() if f"{name}-" in " ".join(networks.published())
+    ]

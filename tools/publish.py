@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 import yaml
 
-from patchlib import cards, evaluation, explain, markdown, networks, notebook, pictures, plots, training
+from patchlib import cards, compare, evaluation, explain, markdown, networks, notebook, training
 from patchlib.data import load_data
 from patchlib.parameters import ARCHITECTURES
 
@@ -181,7 +181,7 @@ def listed(found):
             card["tier"],
             card["seed"],
             *(f"{100 * card['metrics'][f'{split}_accuracy']:.2f}" for split in ("val", "test")),
-            hardware(card),
+            compare.hardware(card),
             f"`{command(card)}`",
         ]
         for card in found
@@ -197,7 +197,8 @@ right). So accuracy, top-5, a confusion matrix or how far two networks agree can
 
 `weights/` has one trained network for each architecture, as `patchlib.load_model("cct-cifar10")` loads it, with a model
 card. All of this is what `python tools/publish.py runs/full` took from the runs of `make full`. Seconds in these cards
-were counted while the machine did other things: `make bench` measures speed.
+were counted while the machine did other things: `make bench` measures speed. A run that was interrupted names the
+machine on which it ended; ViT's tuned one was begun on the accelerator of the others.
 """
 
 _MODEL_CARD = """---
@@ -269,7 +270,7 @@ def model_card(name, card, dtype, reached):
         "classes": len(data["classes"]),
         "command": command(card),
         "started": card["started"][:10],
-        "hardware": hardware(card),
+        "hardware": compare.hardware(card),
         "computed": card["dtype_policy"],
         "dtype": dtype,
         "stored": 100 * reached[dtype],
@@ -279,20 +280,6 @@ def model_card(name, card, dtype, reached):
     what, how, limits = (textwrap.fill(text.format(**facts), 120) for text in (_WHAT, _HOW, _LIMITS))
     table = markdown.table(["", ""], rows.items())
     return _MODEL_CARD.format(name=name, dataset=data["name"], table=table, what=what, how=how, limits=limits)
-
-
-def hardware(card):
-    """What a run was computed on: its accelerators, or else its processor."""
-    return ", ".join(card["hardware"]["accelerators"]) or card["hardware"]["processor"]
-
-
-def who_hears_whom():
-    """The published networks' second blocks on two photographs, as a figure."""
-    images, heard = pictures.photographs(32), {}
-    for architecture, kind in ARCHITECTURES.items():
-        for name in (name for name in networks.published() if name.startswith(f"{architecture}-")):
-            heard[kind.title] = explain.influence(networks.load_model(name), images, "block_1")
-    return plots.influence(images, heard)
 
 
 def main():
@@ -307,7 +294,7 @@ def main():
             source = asked.runs / path.parent.name / cards.MODEL
             if cards.load_card(path) == card and source.exists():
                 publish(card, source, asked.results / "weights")
-    who_hears_whom().savefig(asked.results / "who-hears-whom.png", dpi=100)
+    notebook.who_hears_whom().savefig(asked.results / "who-hears-whom.png", dpi=100)
     (asked.results / "README.md").write_text(f"{_ABOUT}\n{listed(found)}\n")
 
 
