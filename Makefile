@@ -7,7 +7,6 @@ TIER := smoke
 GIVEN := NB TIER DATA LIMIT EPOCHS SEED ARGS
 $(foreach name,$(GIVEN),$(eval export GIVEN_$(name) := $$(value $(name))))
 unexport $(GIVEN)
-FULL := nice -n 19 $(PY) -m patchlib run --out runs/full
 PYTEST := -m pytest --numprocesses 2 --dist
 
 .PHONY: help run full test lab refresh bench bite mutants lock
@@ -19,12 +18,8 @@ run: .venv/ready  ## run a notebook: make run NB=convmixer TIER=tuned DATA=cifar
 		$${GIVEN_DATA:+--set "dataset=$$GIVEN_DATA"} $${GIVEN_LIMIT:+--set "limit=$$GIVEN_LIMIT"} \
 		$${GIVEN_EPOCHS:+--set "epochs=$$GIVEN_EPOCHS"} $$GIVEN_ARGS
 
-full: .venv/ready  ## the full runs: every notebook, all tiers, three seeds; again goes on: make full ARGS="--workers 2"
-	$(FULL) --tier fast --seeds 3 $$GIVEN_ARGS
-	$(FULL) convmixer --tier tuned --set epochs=10 --set trivial_augment=false $$GIVEN_ARGS
-	$(FULL) --tier tuned $$GIVEN_ARGS
-	$(FULL) --tier baseline $$GIVEN_ARGS
-	$(FULL) --tier tuned baseline --seeds 3 $$GIVEN_ARGS
+full: .venv/ready  ## the full runs and ablations of results/full.txt; again goes on: make full ARGS="--workers 2"
+	@set -f; xargs -L 1 nice -n 19 $(PY) -m patchlib run --out runs/full $$GIVEN_ARGS < results/full.txt
 
 test: .venv/ready .venv-jax/ready  ## all that CI runs: ruff, unit tests on TensorFlow and JAX, every notebook's outputs
 	.venv/bin/ruff check .

@@ -1,6 +1,7 @@
 """tools/publish.py: what it takes, which networks, and what they are stored as."""
 
 import json
+import shlex
 
 import keras
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import yaml
 from test_cards import card
 
-from patchlib import cards, explain, models, networks, notebook, runs
+from patchlib import cards, cli, explain, models, networks, notebook, plan, runs
 from patchlib.data import load_data
 from patchlib.parameters import ARCHITECTURES
 
@@ -34,6 +35,16 @@ def trained(tmp_path_factory):
     keras.utils.set_random_seed(0)
     model = models.convmixer(data.input_shape, 10, dim=16, depth=1, patch_size=4, dtype="mixed_bfloat16")
     return folder, runs.train(model, data, p, folder)
+
+
+def test_make_full_makes_every_run_of_the_results():
+    lines = (publish.ROOT / "results" / "full.txt").read_text().splitlines()
+    asked = [run for line in lines for run in plan.plan(cli._parser().parse_args(["run", *shlex.split(line)]))]
+    makes = [run.parameters.model_dump(exclude={"run_dir"}) for run in asked]
+    for path in cards.card_files(publish.ROOT / "results"):
+        made = cards.load_card(path)
+        assert any(not cards.difference(cards.parameters(made), values) for values in makes), path
+        assert path.parent.name in {run.folder.name for run in asked}
 
 
 def test_finished_runs_are_taken_and_nothing_is_replaced(trained, tmp_path, capsys):

@@ -1,8 +1,8 @@
 """Ingredients of a recipe that cost no time: what each is worth on validation images, at equal epochs.
 
-``python tools/ingredients.py`` trains each architecture's tuned tier on few images for few epochs (ConvMixer's images
-grow), without whitened patches and alternating flip, which are rows of the table, and with one thing changed; it writes
-a card for each run and a table of the differences. What was worth its place is a parameter of the library; what wasn't
+``python tools/ingredients.py`` trains each architecture's tier ``fast`` on few images for few epochs, without whitened
+patches and alternating flip, which are rows of the table, and with one thing changed; it writes a card for each run and
+a table of the differences. What was worth its place is a parameter of the library; what wasn't
 stays here, as a change to a model's first weights.
 """
 
@@ -23,7 +23,6 @@ from patchlib.parameters import ARCHITECTURES
 HERE = Path(__file__).parent
 TIERS = HERE.parent / "notebooks" / "tiers"
 SHORT = {"tier": "ingredients", "epochs": 3, "limit": 15_000, "whiten": False, "alternate": False}
-GROWN = {"convmixer": {"start_size": 16}}  # as in its fast tier, for it is slow
 
 
 def mimetic(model, rng):
@@ -131,8 +130,7 @@ def run(architecture, ingredient, seed, folder):
     if path.exists():
         return
     change, _ = INGREDIENTS[ingredient]
-    values = yaml.safe_load((TIERS / f"{architecture}-tuned.yaml").read_text()) | SHORT | {"seed": seed}
-    values |= GROWN.get(architecture, {})
+    values = yaml.safe_load((TIERS / f"{architecture}-fast.yaml").read_text()) | SHORT | {"seed": seed}
     if isinstance(change, float):
         change = {"learning_rate": values["learning_rate"] * change}
     p = ARCHITECTURES[architecture](**values | (change if isinstance(change, dict) else {}))
