@@ -137,7 +137,7 @@ def trivial_augment(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     chosen = rng.integers(0, len(_OPERATIONS), len(images))
     strengths = rng.integers(0, 31, len(images)) / 30 * rng.choice((-1, 1), len(images))
     pairs = zip(images, chosen, strengths, strict=True)
-    return np.stack([_OPERATIONS[i](Image.fromarray(image), strength) for image, i, strength in pairs])
+    return np.stack([np.asarray(_OPERATIONS[i](Image.fromarray(image), strength)) for image, i, strength in pairs])
 
 
 def _affine(matrix):
@@ -185,7 +185,7 @@ def random_erasing(images: np.ndarray, rng: np.random.Generator, probability: fl
     count, height, width, _ = images.shape
     area, ratio = rng.uniform(0.02, 0.4, count) * height * width, np.exp(rng.uniform(np.log(0.3), np.log(3.3), count))
     inside = _boxes(np.sqrt(area * ratio), np.sqrt(area / ratio), images.shape, rng)
-    inside &= (rng.random(count) < probability)[:, None, None]
+    inside &= (rng.random((count,)) < probability)[:, None, None]
     return np.where(inside[..., None], rng.integers(0, 256, images.shape, dtype=images.dtype), images)
 
 

@@ -18,6 +18,7 @@ import uuid
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -266,7 +267,8 @@ def _connect(scheduler, workers, stack):
 
 def _submit(client, runs, local, timeout):
     """A future for each run, and a queue that a run enters when it has ended."""
-    futures, ended, batch = {}, queue.SimpleQueue(), f"patchlib-{uuid.uuid4().hex}"
+    ended: queue.SimpleQueue[Run] = queue.SimpleQueue()
+    futures, batch = {}, f"patchlib-{uuid.uuid4().hex}"
     for run in runs:
         source, values = run.notebook.read_text(), run.parameters.model_dump(exclude={"run_dir"})
         name = f"{run.folder.name}-{cards.digest(source + json.dumps(values))}"
@@ -288,7 +290,7 @@ def _collect(client, run, future):
             )
         for name, content in result["files"].items():
             run.folder.mkdir(parents=True, exist_ok=True)
-            files.put(run.folder / name, lambda path, content=content: path.write_bytes(content))
+            files.put(run.folder / name, partial(Path.write_bytes, data=content))
     except (Exception, CancelledError) as error:
         return Outcome("failed", _one_line(error))
     if result["error"]:

@@ -56,10 +56,9 @@ class _Hardware(TypedDict):
     accelerators: list[str]
 
 
+@pydantic.with_config(pydantic.ConfigDict(extra="allow", strict=True, allow_inf_nan=False))
 class _Card(TypedDict):
     """What is read of a card. There may be more in it, and in cards of old there's less."""
-
-    __pydantic_config__ = pydantic.ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
     architecture: str
     tier: str | None
@@ -148,7 +147,7 @@ def load_card(path: str | os.PathLike) -> dict:
     if not isinstance(card, dict) or card.get("schema") != SCHEMA:
         raise RunError(f"{path} isn't a run card of schema {SCHEMA}.")
     try:
-        return _CARD.validate_python(card)
+        return dict(_CARD.validate_python(card))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where, accepted = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Input should be ")
@@ -204,11 +203,11 @@ def groups(cards: list[dict]) -> dict[tuple[str, str, str], list[dict]]:
     If a tier was run in several ways, what is special in one follows the tier's name: "tuned", "tuned, pad 0" and
     "tuned, flip False". Special is what most of the ways don't share; where there's no most, the first run is usual.
     """
-    together = {}
+    together: dict[tuple[str, str, str], dict[str, list[dict]]] = {}
     for card in sorted(cards, key=lambda card: card["started"]):
         name = card["architecture"], str(card["tier"]), setting(card)
         together.setdefault(name, {}).setdefault(json.dumps(recipe(card), sort_keys=True), []).append(card)
-    named = {}
+    named: dict[tuple[str, str, str], list[dict]] = {}
     for (architecture, tier, where), ways in together.items():
         recipes = [recipe(group[0]) for group in ways.values()]
         names = dict.fromkeys(name for other in recipes for name in other)
@@ -226,12 +225,20 @@ def mean_and_spread(values: list[float]) -> str:
 
 def table(cards: list[dict]) -> str:
     """Run cards as a Markdown table: a row for cards that differ in their seeds alone, with mean and spread."""
-    columns = ["architecture", "tier", "data", "training images", "epochs", "parameters", "test accuracy, %"]
+    columns = ["architecture", "tier", "data", "training images", "epochs", "parameters", "test accuracy, %", "seeds"]
     rows = []
     for (architecture, tier, _), group in groups(cards).items():
-        images, epochs = group[0]["dataset"]["train"], group[0]["parameters"]["epochs"]
         accuracy = mean_and_spread([100 * card["metrics"]["test_accuracy"] for card in group])
-        seeds, seconds = len({card["seed"] for card in group}), np.mean([card["time"]["seconds"] for card in group])
-        counted = [f"{images:,}", epochs, f"{group[0]['model']['parameters']:,}", accuracy, seeds, f"{seconds:,.0f}"]
-        rows.append([architecture, tier, group[0]["dataset"]["name"], *counted])
-    return markdown.table([*columns, "seeds", "seconds"], rows)
+        counted = f"{group[0]['dataset']['train']:,}", _epochs(group), f"{group[0]['model']['parameters']:,}"
+        rows.append(
+            [architecture, tier, group[0]["dataset"]["name"], *counted, accuracy, len({c["seed"] for c in group})]
+        )
+    return markdown.table(columns, rows)
+
+
+def _epochs(group):
+    """How many epochs were asked for, and if patience ended a run before, how many there were."""
+    asked, ran = group[0]["parameters"]["epochs"], sorted({len(card["history"]["val_accuracy"]) for card in group})
+    if ran == [asked]:
+        return asked
+    return f"{'–'.join(map(str, dict.fromkeys((ran[0], ran[-1]))))} of {asked}"

@@ -40,7 +40,7 @@ def load(folder: str | os.PathLike) -> list[dict]:
 
 def by_setting(found: list[dict]) -> Settings:
     """The cards under their setting, and in it under a name: {"cifar10, ...": {"cct baseline": [card, ...]}}."""
-    settings = {}
+    settings: Settings = {}
     for (architecture, tier, where), group in cards.groups(found).items():
         settings.setdefault(where, {})[f"{architecture} {tier}"] = group
     return dict(sorted(settings.items()))
@@ -83,7 +83,7 @@ def points(settings: Settings, part: str, what: str) -> dict[str, dict[str, tupl
         {panel: {name: (the number's mean, accuracies)}}. A panel is a data set and its number of training images,
         a name ends with the epochs; a card that doesn't say is left out.
     """
-    panels = {}
+    panels: dict[str, dict[str, tuple[list, list[float]]]] = {}
     for where, groups in settings.items():
         for name, group in groups.items():
             for card in [card for card in group if what in card[part]]:
@@ -106,7 +106,8 @@ def by_step_time(settings: Settings, file: str | os.PathLike) -> dict[str, dict[
     if not Path(file).exists():
         return {}
     measured = json.loads(Path(file).read_text())
-    panels, machine = {}, hardware({"hardware": measured["hardware"]})
+    panels: dict[str, dict[str, tuple[float, list[float]]]] = {}
+    machine = hardware({"hardware": measured["hardware"]})
     for where, groups in settings.items():
         for name, group in groups.items():
             architecture, tier = name.split(" ", 1)
@@ -118,13 +119,13 @@ def by_step_time(settings: Settings, file: str | os.PathLike) -> dict[str, dict[
     return panels
 
 
-def curves(settings: Settings) -> dict[str, dict[str, list[list[float]]]]:
+def curves(settings: Settings) -> dict[tuple[str, str], dict[str, list[list[float]]]]:
     """Validation accuracies in percent after each epoch, for ``plots.bands``.
 
     Returns:
         {(architecture, setting): {tier: one list a run}}.
     """
-    panels = {}
+    panels: dict[tuple[str, str], dict[str, list[list[float]]]] = {}
     for where, groups in settings.items():
         for name, group in groups.items():
             architecture, tier = name.split(" ", 1)
@@ -180,11 +181,11 @@ def selection_bias(settings: Settings) -> str:
             error = _error([(validation, images["validation"]), (test, images["test"])])
             lucky = [luck(card["history"]["val_accuracy"], card["best_epoch"] - 1, images["test"]) for card in group]
             gains.append((validation - test, np.mean(lucky)))
-            difference, lucky = (f"{gain:+.2f}" for gain in gains[-1])
-            rows.append([name, where, f"{validation:.2f}", f"{test:.2f}", difference, f"{error:.2f}", lucky])
+            difference, by_luck = (f"{gain:+.2f}" for gain in gains[-1])
+            rows.append([name, where, f"{validation:.2f}", f"{test:.2f}", difference, f"{error:.2f}", by_luck])
     if len(rows) > 1:
-        difference, lucky = (f"{gain:+.2f}" for gain in np.mean(gains, axis=0))
-        rows.append(["**mean of all rows**", "", "", "", difference, "", lucky])
+        difference, by_luck = (f"{gain:+.2f}" for gain in np.mean(gains, axis=0))
+        rows.append(["**mean of all rows**", "", "", "", difference, "", by_luck])
     return markdown.table(columns, rows) if rows else NONE
 
 
@@ -207,7 +208,7 @@ def predictions(folder: str | os.PathLike) -> dict[str, dict[str, dict[str, np.n
     A run's name is its architecture and tier. Of several with one name it's that of the shortest folder's name, since
     what differs from the tier is said there.
     """
-    found = {}
+    found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     for path in sorted(cards.card_files(folder), key=lambda path: len(path.parent.name)):
         card, file = cards.load_card(path), path.parent / cards.PREDICTIONS
         if path.name == cards.CARD and file.exists() and card["seed"] == 0:

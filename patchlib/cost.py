@@ -51,7 +51,8 @@ def audit(build, steps: dict[str, dict]) -> str:
         build: a builder of ``patchlib.models``.
         steps: words for each step, and the arguments that it changes; they add up.
     """
-    arguments, rows, before = {}, [], None
+    arguments: dict = {}
+    rows, before = [], None
     for words, changes in steps.items():
         arguments |= changes
         count = sum(of(build(**arguments))["parameters"].values())

@@ -229,7 +229,7 @@ def _split_off(images, labels, fraction, classes) -> tuple[Split, Split]:
 def _fingerprint(splits, classes) -> str:
     digest = hashlib.sha256(json.dumps([[split.images.shape for split in splits], classes]).encode())
     for split in splits:
-        digest.update(np.ascontiguousarray(split.images))
+        digest.update(np.ascontiguousarray(split.images).data)
         digest.update(split.labels.astype("<i8"))
     return digest.hexdigest()
 

@@ -36,13 +36,13 @@ def partial(path: Path) -> Path:
     return path.with_name(f"{path.stem}.partial{path.suffix}")
 
 
-def put(path: Path, write: Callable[[Path], None]) -> None:
+def put(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` make a file beside ``path``, and put it in its place."""
     write(partial(path))
     settle(partial(path), path)
 
 
-def put_folder(path: Path, fill: Callable[[Path], None]) -> None:
+def put_folder(path: Path, fill: Callable[[Path], object]) -> None:
     """Let ``fill`` put files into a new folder beside ``path``, and rename it to that."""
     partial(path).mkdir()
     fill(partial(path))

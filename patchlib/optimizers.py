@@ -119,7 +119,8 @@ def updates(model: keras.Model) -> list[dict]:
     Each row has ``rule`` ("muon" or "adamw"), ``rate``, the share of the learning rate, ``decay``, what a step takes of
     each weight as a share of the learning rate, and ``weights``, the paths of the weights.
     """
-    optimizer, rows = _inner(model.optimizer), {}
+    rows: dict[tuple, list[str]] = {}
+    optimizer = _inner(model.optimizer)
     for weight in model.trainable_variables:
         rule, rate, decay = "adamw", 1.0, optimizer.weight_decay
         if isinstance(optimizer, keras.optimizers.Muon):

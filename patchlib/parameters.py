@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import inspect
 import json
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -40,7 +41,7 @@ def shown(value) -> str:
     return text if len(text) <= 200 else f"{text[:200]}...{text[-1]}"
 
 
-def _sentence(error: dict, known) -> str:
+def _sentence(error: Mapping, known) -> str:
     """One sentence out of one entry of ``pydantic.ValidationError.errors()``."""
     name, received = ".".join(str(part) for part in error["loc"][:1]), error.get("input")
     match error["type"]:
@@ -204,8 +205,11 @@ class RunParameters(Recipe):
     their standard deviation; else over 255.
     """
 
-    any_size: ClassVar = True
+    title: ClassVar[str]
     smoke: ClassVar = ""
+    mixers: ClassVar[tuple[str, str]]
+    any_size: ClassVar = True
+    standardize: ClassVar[bool]
 
     tier: str = Field("smoke", min_length=1, description="name of the tier, for the run card")
     dataset: str = Field("digits", min_length=1, description="digits, cifar10, cifar100, an .npz file or a folder")
@@ -268,7 +272,7 @@ class CCT(RunParameters):
     title: ClassVar = "CCT"
     smoke: ClassVar = "36b8bb36"
     mixers: ClassVar = ("attention, convolutions in the tokenizer", "MLP")
-    standardize: bool = Field(
+    standardize: bool = Field(  # type: ignore[misc]  # elsewhere it's the architecture's, here the recipe's
         False, description="pixels enter less their mean, over their standard deviation; else over 255"
     )
     dim: Size = 128
@@ -360,7 +364,7 @@ class ViT(RunParameters):
         return self
 
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, type[RunParameters]] = {
     "convmixer": ConvMixer,
     "cct": CCT,
     "mlp_mixer": MLPMixer,

@@ -45,7 +45,8 @@ def find_pictures(folder: Path) -> tuple[list[Path], Counter[str]]:
     Raises:
         DataError: there's no picture.
     """
-    pictures, others = [], Counter()
+    others: Counter[str] = Counter()
+    pictures = []
     for file in sorted(folder.rglob("*"), key=Path.as_posix):
         if any(part.startswith(".") for part in file.relative_to(folder).parts) or not file.is_file():
             continue
@@ -98,7 +99,7 @@ def _height_width(size):
     sides = (size, size) if isinstance(size, numbers.Integral) else size
     try:
         height, width = sides
-        if isinstance(size, bool) or not all(isinstance(side, numbers.Integral) and side > 0 for side in sides):
+        if isinstance(size, bool) or not all(isinstance(side, numbers.Integral) and int(side) > 0 for side in sides):
             raise ValueError
     except (TypeError, ValueError):
         accepted = "None, or whole numbers from 1 on: one for a square, or (height, width)"

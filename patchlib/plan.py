@@ -102,7 +102,11 @@ def _parameters_cell(notebook):
         raise UsageError(f"there is no {notebook}: name the folder of the notebooks with --notebooks.") from None
     except (ValueError, KeyError, SyntaxError) as error:
         raise UsageError(f"{notebook} isn't a notebook with one parameters cell ({error}).") from None
-    return {s.target.id: ast.literal_eval(s.value) for s in statements if isinstance(s, ast.AnnAssign)}
+    return {
+        statement.target.id: ast.literal_eval(statement.value)
+        for statement in statements
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value
+    }
 
 
 def _tier(folder, architecture, tier):

@@ -2,6 +2,8 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
@@ -211,7 +213,8 @@ def bands(panels: dict[tuple[str, str], dict[str, list[list[float]]]], xlabel: s
     Where runs are of different lengths, the shortest one ends the line. Panels of one subtitle share their y axis.
     """
     figure, axes = _panels(["\n".join(titles) for titles in panels])
-    names, first = sorted({name for lines in panels.values() for name in lines}), {}
+    names = sorted({name for lines in panels.values() for name in lines})
+    first: dict[str, Axes] = {}
     for ax, ((_, subtitle), lines) in zip(axes, panels.items(), strict=True):
         for name, runs in lines.items():
             values = np.array([run[: min(map(len, runs))] for run in runs])
@@ -245,7 +248,7 @@ def _panels(titles, columns=3):
 
 def _with_one_legend(figure):
     """The figure, closed, with every label of its panels once."""
-    labels = {}
+    labels: dict[str, Artist] = {}
     for ax in figure.axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             labels.setdefault(label, handle)

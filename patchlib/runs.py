@@ -207,7 +207,7 @@ def _weights_digest(model):
     """The sha256 of all weights, in their order, as float32."""
     digest = hashlib.sha256()
     for weight in model.get_weights():
-        digest.update(np.ascontiguousarray(weight, "<f4"))
+        digest.update(np.ascontiguousarray(weight, "<f4").data)
     return digest.hexdigest()
 
 
@@ -225,7 +225,10 @@ def _configuration(layer):
 
 def _defaults(layer):
     """The arguments that a layer's classes have a default for, as in its configuration."""
-    parameters = [inspect.signature(kind.__init__).parameters.values() for kind in reversed(type(layer).__mro__)]
+    parameters = [
+        inspect.signature(vars(kind).get("__init__", object.__init__)).parameters.values()
+        for kind in reversed(type(layer).__mro__)
+    ]
     return {p.name: p.default for part in parameters for p in part if p.default is not p.empty}
 
 

@@ -44,7 +44,8 @@ class Batches(keras.utils.PyDataset):
         super().__init__(workers=_WORKERS)
         self.split, self.num_classes, self.seed, self.epoch = split, num_classes, recipe.seed, epoch
         self.batch_size = min(recipe.batch_size, len(split))
-        self.augment, self.mix = (part(**recipe.arguments(part)) for part in (Augmentation, Mixing))
+        self.augment = Augmentation(**recipe.arguments(Augmentation))
+        self.mix = Mixing(**recipe.arguments(Mixing))
         self.mirrored_first = None
         if recipe.flip and recipe.alternate:
             self.augment = replace(self.augment, flip=False)

@@ -80,23 +80,11 @@ def test_cards_are_read_strictly(tmp_path):
     assert cards.load_cards(tmp_path / "nowhere") == []
 
 
-def test_table_gives_mean_spread_and_number_of_seeds():
-    def card(accuracy, seed, tier="tuned"):
-        return {
-            "architecture": "convmixer",
-            "tier": tier,
-            "seed": seed,
-            "dataset": {"name": "cifar10", "fingerprint": "", "train": 45000},
-            "parameters": {"epochs": 2, "seed": seed},
-            "model": {"parameters": 602890},
-            "metrics": {"test_accuracy": accuracy},
-            "time": {"seconds": 100.0},
-            "started": "2026-01-01T00:00:00+00:00",
-        }
-
-    rows = cards.table([card(0.91, 0), card(0.93, 1), card(0.80, 0, "baseline")]).splitlines()
-    assert rows[2] == "| convmixer | baseline | cifar10 | 45,000 | 2 | 602,890 | 80.00 | 1 | 100 |"
-    assert rows[3] == "| convmixer | tuned | cifar10 | 45,000 | 2 | 602,890 | 92.00 ± 1.41 | 2 | 100 |"
+def test_table_gives_mean_spread_number_of_seeds_and_epochs():
+    shorter = [card(0.80, 0, "baseline", val=[0.5] * 4), card(0.80, 1, "baseline", val=[0.5] * 3)]
+    rows = cards.table([card(0.91, 0, val=[0.5] * 5), card(0.93, 1, val=[0.5] * 5), *shorter]).splitlines()
+    assert rows[2] == "| cct | baseline | cifar10 | 45,000 | 3–4 of 5 | 283,723 | 80.00 ± 0.00 | 2 |"
+    assert rows[3] == "| cct | tuned | cifar10 | 45,000 | 5 | 283,723 | 92.00 ± 1.41 | 2 |"
 
 
 def test_a_folders_name_tells_runs_apart():

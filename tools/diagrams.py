@@ -14,8 +14,9 @@ from patchlib.parameters import ARCHITECTURES
 
 ROOT = Path(__file__).parents[1]
 FILLS = {"positions": "#2f6fc4", "channels": "#c9731a", "both": "url(#both)", "neither": "#7a828c", "data": "#3d444d"}
-HEIGHT, GAP, ARROW, LETTER = 40, 24, 96, 6.7  # pixels; an arrow with a shape on it is longer than one without
-WIDE, TALL = 1212, 196
+HEIGHT, GAP, ARROW, LETTER = 44, 16, 84, 7.6  # pixels; an arrow with a shape on it is longer than one without
+TALL = 200
+LEGEND = {"positions": "mixes positions", "channels": "mixes channels", "both": "both", "neither": "neither"}
 
 
 class Residual(list):
@@ -63,7 +64,8 @@ def network(name, p, tokens):
             stem = [embed, box("class token|in front"), f"{tokens} × {p.dim}", position]
             tail = [norm, box("class token"), str(p.dim)]
     elif name == "mlp_mixer":
-        over_tokens = mlp(p.tokens_dim, tokens, "positions")
+        turn = box("transpose")
+        over_tokens = [turn, f"{p.dim} × {tokens}", *mlp(p.tokens_dim, tokens, "positions"), turn]
         block = [Residual([norm, *over_tokens]), Residual([norm, *mlp(p.channels_dim)])]
         stem, tail = [embed, dim], [norm, pool, str(p.dim)]
     elif name == "fnet":
@@ -71,9 +73,10 @@ def network(name, p, tokens):
         block += [Residual(mlp(p.hidden_dim)), norm]
         stem, tail = [embed, dim, position], [pool, str(p.dim)]
     else:
-        gate = Gate([norm, box(f"dense {tokens}", "positions")])
+        half = f"{tokens} × {p.hidden_dim // 2}"
+        gate = Gate([half, norm, box(f"dense {tokens}|over positions", "positions")])
         inner = [norm, box(f"dense {p.hidden_dim}", "channels"), gelu, f"{tokens} × {p.hidden_dim}", gate]
-        block = [Residual([*inner, f"{tokens} × {p.hidden_dim // 2}", box(f"dense {p.dim}", "channels")])]
+        block = [Residual([*inner, half, box(f"dense {p.dim}", "channels")])]
         stem, tail = [embed, dim], [norm, pool, str(p.dim)]
     image = ["32 × 32 × 3"]
     whole = [*image, *stem, box(f"block|{p.depth} times", "data"), dim, *tail, head, "logits"]
@@ -97,11 +100,11 @@ class Drawing:
     def box(self, x, y, text, kind):
         """Draw a box centred on y; returns its width."""
         lines = text.split("|")
-        width = max(LETTER * max(map(len, lines)) + 16, 44)
+        width = max(LETTER * max(map(len, lines)) + 12, 44)
         corner = f'x="{x:g}" y="{y - HEIGHT / 2:g}" width="{width:g}" height="{HEIGHT}"'
         self.parts.append(f'<rect {corner} rx="6" fill="{FILLS[kind]}"/>')
         for i, words in enumerate(lines):
-            self.text(x + width / 2, y + 4 + 15 * (i - (len(lines) - 1) / 2), words, "#ffffff")
+            self.text(x + width / 2, y + 5 + 17 * (i - (len(lines) - 1) / 2), words, "#ffffff")
         return width
 
     def sign(self, x, y, what):
@@ -144,9 +147,10 @@ class Drawing:
 
     def gate(self, x, y, steps):
         start, lower = x, y + 54
-        self.line([(x, y), (x, lower), (x + GAP, lower)])
-        end = self.steps(x + GAP, lower, steps) + GAP + 9
+        self.line([(x, y), (x, lower)], head=False)
+        end = self.steps(x, lower, steps) + GAP + 9
         self.line([(end - GAP - 9, lower), (end, lower), (end, y + 9)])
+        self.text((start + end) / 2, y - 7, f"the other half, {steps[0]}")
         self.line([(start, y), (end - 9, y)])
         self.sign(end, y, "×")
         return end + 9
@@ -161,20 +165,21 @@ def svg(name):
     drawing = Drawing()
     whole, block = network(name, p, tokens)
     drawing.text(16, 26, "the network", anchor="start")
-    drawing.steps(16, 62, whole)
-    drawing.text(16, 112, "its block", anchor="start")
-    drawing.steps(16, 162, block)
-    x, y = 150, 24
-    for kind, words in (("positions", "mixes positions"), ("channels", "mixes channels"), ("both", "mixes both")):
-        drawing.parts.append(f'<rect x="{x}" y="{y - 9}" width="12" height="12" rx="3" fill="{FILLS[kind]}"/>')
-        drawing.text(x + 18, y + 2, words, anchor="start")
-        x += 130
+    wide = drawing.steps(16, 66, whole)
+    drawing.text(16, 118, "its block", anchor="start")
+    wide = max(drawing.steps(16, 168, block), wide) + 16
+    drawn, x, y = "".join(drawing.parts), 150, 22
+    for kind, words in LEGEND.items():
+        if FILLS[kind] in drawn:
+            drawing.parts.append(f'<rect x="{x}" y="{y - 9}" width="13" height="13" rx="3" fill="{FILLS[kind]}"/>')
+            drawing.text(x + 20, y + 3, words, anchor="start")
+            x += 40 + LETTER * len(words)
     tall = TALL + 52 * (name == "gmlp")
-    return _SVG.format(name=name, width=WIDE, height=tall, body="\n".join(drawing.parts))
+    return _SVG.format(name=name, width=round(wide), height=tall, body="\n".join(drawing.parts))
 
 
 _SVG = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" \
-font-family="Helvetica, Arial, sans-serif" font-size="12" role="img" aria-label="{name}: the network and its block">
+font-family="Helvetica, Arial, sans-serif" font-size="14" role="img" aria-label="{name}: the network and its block">
 <defs>
 <linearGradient id="both">
 <stop offset="0.5" stop-color="#2f6fc4"/><stop offset="0.5" stop-color="#c9731a"/>

@@ -17,7 +17,7 @@ _FORMS = importlib.import_module(f"{__name__}.{_BACKEND}") if _BACKEND in ("tens
 
 @functools.cache
 def _on_cpu() -> bool:
-    return bool(_FORMS) and _FORMS.computes_on_cpu()
+    return _FORMS is not None and _FORMS.computes_on_cpu()
 
 
 def _faster(name: str):
