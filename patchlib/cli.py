@@ -1,4 +1,7 @@
-"""The command line: ``patchlib run``."""
+"""The command line: ``patchlib run``.
+
+A command is two functions: one that adds its parser, and one that does what was asked and returns the exit code.
+"""
 
 import argparse
 import json
@@ -12,12 +15,43 @@ from patchlib import batch, cards, plan
 from patchlib.parameters import ARCHITECTURES
 
 
+def main(words: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    asked = _parser().parse_args(words)
+    try:
+        return asked.do(asked)
+    except plan.UsageError as error:
+        reason = str(error)
+    except ModuleNotFoundError as error:
+        reason = f"{error.name} isn't installed: pip install 'patchlib[notebooks]'."
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    print(f"patchlib {asked.command}: {reason}", file=sys.stderr)
+    return 2
+
+
 def _parser():
+    parser = argparse.ArgumentParser(prog="patchlib", allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    for add in (_add_run,):
+        add(commands)
+    return parser
+
+
+def _number(least):
+    def number(text):
+        if int(text) < least:
+            raise ValueError
+        return int(text)
+
+    return number
+
+
+def _add_run(commands):
     what = "Execute notebooks x tiers x seeds with papermill, each run in a folder of its own."
     again = "What is finished is skipped, what was interrupted goes on where it stopped."
     codes = "Exit code: 0 all runs are finished, 1 some failed, 2 wrong usage, 130 interrupted."
-    parser = argparse.ArgumentParser(prog="patchlib", allow_abbrev=False)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("run", help=what, description=f"{what} {again}", epilog=codes, allow_abbrev=False)
     run.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help=f"{', '.join(ARCHITECTURES)} (default: all)")
     run.add_argument(
@@ -51,30 +85,13 @@ def _parser():
     pool = run.add_mutually_exclusive_group()
     pool.add_argument("--workers", type=_number(1), default=1, metavar="N", help="how many runs at a time (default: 1)")
     pool.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="run on the workers of this Dask cluster")
-    return parser
+    run.set_defaults(do=_run)
 
 
-def _number(least):
-    def number(text):
-        if int(text) < least:
-            raise ValueError
-        return int(text)
-
-    return number
-
-
-def main(words: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    asked, runs = _parser().parse_args(words), []
+def _run(asked):
+    runs = plan.plan(asked)
     try:
-        runs = plan.plan(asked)
         outcomes = batch.run_all(runs, asked.workers, asked.scheduler, asked.timeout)
-    except plan.UsageError as error:
-        print(f"patchlib run: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        print(f"patchlib run: {error.name} isn't installed: pip install 'patchlib[notebooks]'.", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         finished = f"{sum(run.finished for run in runs)} of {len(runs)} finished"
         print(f"\ninterrupted, {finished}; the same command goes on where it stopped", file=sys.stderr)
