@@ -6,14 +6,14 @@ first needs the standard library alone, so help is there at once; the second imp
 
 import argparse
 import csv
-import itertools
 import json
 import os
 import shlex
 import sys
-import tempfile
 from collections import Counter
 from pathlib import Path
+
+_MODEL = "such as cct-cifar10, a run's folder or a .keras file"
 
 
 def main(words: list[str] | None = None) -> int:
@@ -65,32 +65,15 @@ def _add_run(commands):
     codes = "Exit code: 0 all runs are finished, 1 some failed, 2 wrong usage, 130 interrupted."
     run = commands.add_parser("run", help=what, description=f"{what} {again}", epilog=codes, allow_abbrev=False)
     run.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="convmixer, cct, ... (default: all)")
-    run.add_argument(
-        "--tier", nargs="+", default=["smoke"], help="smoke (default), baseline, fast, tuned; one or several"
-    )
-    seeds = run.add_mutually_exclusive_group()
+    add, seeds = run.add_argument, run.add_mutually_exclusive_group()
+    add("--tier", nargs="+", default=["smoke"], help="smoke (default), baseline, fast, tuned; one or several")
     seeds.add_argument(
         "--seeds", nargs="+", type=_number(0), default=[1], metavar="N", help="3: seeds 0 1 2; 4 7: these"
     )
     seeds.add_argument("--seed", type=_number(0), metavar="N", help="this seed alone")
-    add = run.add_argument
-    add(
-        "--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="a parameter; may be repeated"
-    )
-    add(
-        "--out",
-        type=Path,
-        default=Path("runs"),
-        metavar="FOLDER",
-        help="the runs' folders are made here (default: runs)",
-    )
-    add(
-        "--notebooks",
-        dest="folder",
-        type=Path,
-        metavar="FOLDER",
-        help="(default: the checkout's)",
-    )
+    add("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="a parameter; repeatable")
+    add("--out", type=Path, default=Path("runs"), metavar="FOLDER", help="where the runs' folders are made (runs)")
+    add("--notebooks", dest="folder", type=Path, metavar="FOLDER", help="(default: the checkout's)")
     add("--timeout", type=_number(1), metavar="SECONDS", help="a run fails if one of its cells takes longer")
     pool = run.add_mutually_exclusive_group()
     pool.add_argument("--workers", type=_number(1), default=1, metavar="N", help="how many runs at a time (default: 1)")
@@ -145,94 +128,46 @@ def _details(run, outcome):
 
 def _add_predict(commands):
     what = "Classify pictures with a trained network."
-    example = "Example: patchlib predict cct-cifar10 photos/ 'more/*.png' --top 1 --csv answers.csv."
+    example = "Example: patchlib predict cct-cifar10 photos/ 'more/*.png' --top 1 --csv > answers.csv."
     codes = "Exit code: 0 all pictures are classified, 1 some can't be read, 2 wrong usage, 130 interrupted."
     predict = commands.add_parser(
         "predict", help=what, description=what, epilog=f"{example} {codes}", allow_abbrev=False
     )
-    _add_model(predict)
+    predict.add_argument("model", metavar="MODEL", help=_MODEL)
     predict.add_argument("paths", nargs="+", metavar="PATH", help="a picture, a folder of them, or a quoted pattern")
     predict.add_argument("--top", type=_number(1), default=5, metavar="N", help="how many classes to name (default: 5)")
     form = predict.add_mutually_exclusive_group()
-    form.add_argument("--csv", metavar="FILE", help="write a row for each picture there; - is standard output")
-    form.add_argument("--json", metavar="FILE", help="write a list of objects there; - is standard output")
+    form.add_argument("--csv", action="store_true", help="print CSV, a row for each picture and class")
+    form.add_argument("--json", action="store_true", help="print JSON, a line for each picture")
     predict.set_defaults(do=_predict)
 
 
-def _add_model(command):
-    command.add_argument("model", metavar="MODEL", help="such as cct-cifar10, a run's folder or a .keras file")
-
-
 def _predict(asked):
-    from patchlib import files, networks, pictures
-
-    networks.locate(asked.model)
-    paths, target, broken = pictures.expand(asked.paths), asked.csv or asked.json or "-", []
-    if target != "-":
-        target = _writable("--csv" if asked.csv else "--json", target)
-    model = networks.load_model(asked.model)
-
-    def write(path):
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            _answer(asked, model, paths, broken, file)
-
-    if target == "-":
-        _answer(asked, model, paths, broken, sys.stdout)
-    else:
-        files.put(target, write)
-    if broken:
-        print(f"{len(broken)} of {len(paths)} pictures can't be read", file=sys.stderr)
-    return 1 if broken else 0
-
-
-def _answer(asked, model, paths, broken, file):
-    """Write what each picture is taken for, as it's known: as CSV, JSON or a table."""
-    from patchlib import networks
-
-    answered, names = _answered(model, paths, asked.top, broken, file), networks.classes(model)
-    if asked.csv:
-        rows = csv.writer(file, lineterminator="\n")
-        places = range(1, min(asked.top, len(names)) + 1)
-        rows.writerow(["path", *(f"{kind}_{place}" for place in places for kind in ("class", "probability"))])
-        rows.writerows([path, *itertools.chain(*answer.items())] for path, answer in answered)
-    elif asked.json:
-        file.write("[")
-        for number, (path, answer) in enumerate(answered):
-            file.write(f"{',' if number else ''}\n{json.dumps({'path': path, 'classes': answer})}")
-        file.write("\n]\n")
-    else:
-        width, longest = (max(map(len, map(str, texts))) for texts in (paths, names))
-        for path, answer in answered:
-            columns = (f"  {share:6.1%} {name:{longest}}" for name, share in answer.items())
-            print(f"{path:{width}}{''.join(columns)}".rstrip(), file=file)
-
-
-def _writable(option, name):
-    """The path of what is to be written; refused before any work, if its folder can't be written into."""
-    from patchlib import files, plan
-
-    path = files.user_path(name)
-    try:
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise plan.UsageError(f"{option} {name}: {path.parent} can't be written into ({error.strerror}).") from None
-    return path
-
-
-def _answered(model, paths, top, broken, file):
-    """Each picture's path and answer; one that can't be read is a line on stderr and goes into ``broken``.
-
-    There's a bar, unless the lines on the terminal show how far it is.
-    """
     from tqdm import tqdm
 
-    from patchlib import prediction
+    from patchlib import networks, pictures
 
-    hidden = file.isatty() or not sys.stderr.isatty()
-    stream = tqdm(prediction.answers(model, paths, top), total=len(paths), unit="picture", disable=hidden)
-    for path, answer in zip(paths, stream, strict=True):
-        if isinstance(answer, prediction.DataError):
-            broken.append(path)
+    networks.locate(asked.model)
+    paths, broken = pictures.expand(asked.paths), 0
+    from patchlib import prediction  # not before, since it takes a second
+
+    model = networks.load_model(asked.model)
+    answers, rows = prediction.answers(model, paths, asked.top), csv.writer(sys.stdout, lineterminator="\n")
+    if asked.csv:
+        rows.writerow(["path", "class", "probability"])
+    width, longest = (max(map(len, map(str, texts))) for texts in (paths, networks.classes(model)))
+    hidden = sys.stdout.isatty() or not sys.stderr.isatty()  # the lines on the terminal show how far it is
+    for path, answer in zip(paths, tqdm(answers, total=len(paths), unit="picture", disable=hidden), strict=True):
+        name = str(path).encode(errors="backslashreplace").decode()  # it needn't be UTF-8
+        if isinstance(answer, pictures.DataError):
+            broken += 1
             tqdm.write(f"patchlib predict: {answer}", file=sys.stderr)
+        elif asked.csv:
+            rows.writerows([name, *pair] for pair in answer.items())
+        elif asked.json:
+            print(json.dumps({"path": name, "classes": answer}))
         else:
-            yield str(path).encode(errors="backslashreplace").decode(), answer  # names needn't be UTF-8
+            print(f"{name:{width}}", *(f"{share:6.1%} {label:{longest}}" for label, share in answer.items()), sep="  ")
+    if broken:
+        print(f"{broken} of {len(paths)} pictures can't be read", file=sys.stderr)
+    return 1 if broken else 0
