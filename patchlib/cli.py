@@ -1,4 +1,4 @@
-"""The command line: ``patchlib run`` and ``patchlib predict``.
+"""The command line: ``patchlib run``, ``predict`` and ``evaluate``.
 
 A command is two functions: one that adds its parser, and one that does what was asked and returns the exit code. The
 first needs the standard library alone, so help is there at once; the second imports what it needs.
@@ -45,7 +45,7 @@ def main(words: list[str] | None = None) -> int:
 def _parser():
     parser = argparse.ArgumentParser(prog="patchlib", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    for add in (_add_run, _add_predict):
+    for add in (_add_run, _add_predict, _add_evaluate):
         add(commands)
     return parser
 
@@ -171,3 +171,54 @@ def _predict(asked):
     if broken:
         print(f"{broken} of {len(paths)} pictures can't be read", file=sys.stderr)
     return 1 if broken else 0
+
+
+def _add_evaluate(commands):
+    what = "Say how good a trained network is on a data set's test images, and where it is wrong."
+    example = "Example: patchlib evaluate cct-cifar10 photos/ --out answers/."
+    codes = "Exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."
+    evaluate = commands.add_parser(
+        "evaluate", help=what, description=what, epilog=f"{example} {codes}", allow_abbrev=False
+    )
+    evaluate.add_argument("model", metavar="MODEL", help=_MODEL)
+    evaluate.add_argument(
+        "data", metavar="DATA", help="digits, cifar10, cifar100, an .npz file, a .csv file or a folder"
+    )
+    evaluate.add_argument("--out", type=Path, metavar="FOLDER", help="a new folder for a figure and tables")
+    evaluate.set_defaults(do=_evaluate)
+
+
+def _evaluate(asked):
+    from patchlib import files, networks, plan
+    from patchlib.parameters import shown
+
+    networks.locate(asked.model)
+    plan.data_set(asked.data)
+    out = asked.out and asked.out.absolute()
+    if out and (out.exists() or not os.access(out.parent, os.W_OK)):
+        raise plan.UsageError(f"--out: received {asked.out}, accepted: a new folder in one that can be written into.")
+    from patchlib import data, evaluation, markdown, plots, training  # not before, since they take seconds
+
+    model = networks.load_model(asked.model)
+    classes, (height, width) = networks.classes(model), model.input_shape[1:3]
+    found = data.load_data(asked.data, image_size=height if height == width else 0)
+    pairs = {"images of": (found.input_shape, model.input_shape[1:]), "the classes": (found.classes, tuple(classes))}
+    for what, (there, here) in pairs.items():
+        if there != here:
+            raise plan.UsageError(f"{asked.data} has {what} {shown(there)}, accepted: the model's, {shown(here)}.")
+    shares = evaluation.probabilities(training.logits(model, found.test), networks.temperature(model))
+    tables = evaluation.tables(found.test.labels, shares.argmax(axis=1), shares.max(axis=1), classes)
+
+    def fill(folder):
+        for name, rows in tables.items():
+            with open(folder / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
+                csv.writer(file, lineterminator="\n").writerows(rows)
+        plots.mistakes(found.test.images, tables).savefig(folder / "mistakes.png", dpi=150)
+
+    if out:
+        files.put_folder(out, fill)
+    print(evaluation.headline(tables))
+    names, *rows = tables["classes"]
+    worst = sorted((row for row in rows if row[1]), key=lambda row: row[3])[:10]
+    print(markdown.table(names, [(name, images, f"{p:.3f}", f"{r:.3f}") for name, images, p, r in worst]))
+    return 0

@@ -54,7 +54,7 @@ def plan(asked: argparse.Namespace) -> list[Run]:
         for tier in dict.fromkeys(asked.tier):
             values = smoke | _tier(folder / "tiers", architecture, tier) | given
             if isinstance(values.get("dataset"), str):
-                values["dataset"] = _dataset(values["dataset"], local=asked.scheduler is None)
+                values["dataset"] = data_set(values["dataset"], local=asked.scheduler is None)
             for seed in seeds:
                 try:
                     parameters = kind(**values | {"seed": seed, "run_dir": ""})
@@ -114,8 +114,12 @@ def _tier(folder, architecture, tier):
     return {} if tier == "smoke" else yaml.safe_load((folder / f"{architecture}-{tier}.yaml").read_text())
 
 
-def _dataset(name, local):
-    """A data set's name, or its path as the notebook understands it, which is executed elsewhere."""
+def data_set(name: str, local: bool = True) -> str:
+    """A data set's name, or its path as the notebook understands it, which is executed elsewhere.
+
+    Raises:
+        UsageError: there's no such data set; on another machine's disk (not ``local``) only its path is looked at.
+    """
     try:
         path, names = user_path(name), ", ".join(data.NAMES)
     except PathError as error:

@@ -1,4 +1,4 @@
-"""The commands: what they refuse, what `run` says of runs that stand finished, and what `predict` writes."""
+"""The commands: what they refuse, what `run` says of runs that stand finished, what `predict` and `evaluate` write."""
 
 import csv
 import json
@@ -14,6 +14,7 @@ from PIL import Image
 pytest.importorskip("distributed", reason="it comes with the notebooks' extra")
 
 from test_plan import planned
+from test_prediction import pictures_of_every_kind
 
 import patchlib
 from patchlib import cli, models, networks
@@ -176,6 +177,10 @@ def test_csv_and_json_hold_what_classify_says(model, photos, capsys):
         ("predict cct-cifar10 photos/*.tif", ["'photos/*.tif'", "no file of that pattern"]),
         ("predict cct-cifar10 empty", ["empty has no picture"]),
         ("predict cct-cifar10 ~nobody-of-this-name", ["isn't a path"]),
+        ("evaluate cct-cifar11 digits", ["no model", "'cct-cifar11'"]),
+        ("evaluate cct-cifar10 digts", ["data set 'digts'", "'digits'"]),
+        ("evaluate cct-cifar10 digits --out empty", ["--out", "empty", "a new folder"]),
+        ("evaluate cct-cifar10 digits --out nowhere/out", ["--out", "nowhere/out", "can be written"]),
     ],
 )
 def test_wrong_usage_is_said_before_keras_is_there(photos, tmp_path, words, said):
@@ -212,3 +217,43 @@ def test_who_reads_the_output_may_leave(model, photos):
     ) as process:
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) == ("", 1)
+
+
+@pytest.fixture
+def labelled(tmp_path, monkeypatch):
+    """A folder of pictures of three classes, of different sizes, turned, deep and transparent ones among them."""
+    monkeypatch.chdir(tmp_path)
+    for part in ("train", "test"):
+        for name in NAMES:
+            (tmp_path / "photos" / part / name).mkdir(parents=True)
+            pictures_of_every_kind(tmp_path / "photos" / part / name)
+    return sorted((tmp_path / "photos" / "test").glob("*/*"))
+
+
+def test_evaluate_counts_what_classify_says_of_the_test_images(model, labelled, capsys, tmp_path):
+    assert cli.main(["evaluate", model, "photos", "--out", "found"]) == 0
+    output, error = capsys.readouterr()
+    answers = answered(model, labelled, 1)
+    right = [path.parent.name in answer for path, answer in zip(labelled, answers, strict=True)]
+    assert f"accuracy {np.mean(right):.4f} on 9 test images" in output and not error
+    assert all(f"| {name} | 3 | " in output for name in NAMES)
+    names = ["accuracy.csv", "calibration.csv", "classes.csv", "confusion.csv", "mistakes.csv", "mistakes.png"]
+    assert sorted(path.name for path in (tmp_path / "found").iterdir()) == names
+    head, *rows = csv.reader((tmp_path / "found" / "mistakes.csv").read_text().splitlines())
+    assert head == ["image", "class", "taken_for", "confidence"]
+    wrong = [number for number in range(9) if not right[number]]
+    assert sorted(int(row[0]) for row in rows) == wrong
+    for number, name, other, share in rows:
+        assert labelled[int(number)].parent.name == name
+        assert answers[int(number)] == pytest.approx({other: float(share)}, rel=1e-4)
+    with Image.open(tmp_path / "found" / "mistakes.png") as figure:
+        assert figure.width > 1000
+
+
+def test_evaluate_refuses_data_of_other_classes_in_a_sentence(model, labelled, capsys, tmp_path):
+    (tmp_path / "photos" / "train" / "cat").rename(tmp_path / "photos" / "train" / "ape")
+    (tmp_path / "photos" / "test" / "cat").rename(tmp_path / "photos" / "test" / "ape")
+    assert cli.main(["evaluate", model, "photos", "--out", "found"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and not (tmp_path / "found").exists()
+    assert "photos has the classes ('ape', 'dog', 'emu'), accepted: the model's, ('cat', 'dog', 'emu')" in error
