@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from patchlib.pictures import DataError, load_picture
-from patchlib.sources import NAMES, Split, read, refuse_untiled, split_off, take
+from patchlib.sources import NAMES, Split, read, refuse_untiled
 
 RULES = ("stratified", "first", "last")
 
@@ -23,7 +23,7 @@ class Data:
     """Three splits of one data set, and its class names in the order of the labels.
 
     ``fingerprint`` is the sha256 of all shapes, pixels, labels and class names. ``split`` is the rule by which the
-    validation images were chosen, "stratified", "first" or "last"; "own" where ``load_data`` didn't choose them.
+    validation images were chosen, "stratified", "first" or "last"; "own" where they came as such.
     """
 
     name: str
@@ -85,16 +85,20 @@ def load_data(
 
     Args:
         name: "digits" (bundled with scikit-learn, brought to 32 x 32 x 3), "cifar10" or "cifar100"
-            (``$PATCHLIB_DATA/<name>.npz`` if it's there, else Keras' download), the path of an ``.npz`` file in Keras'
-            layout (x_train, y_train, x_test, y_test, and class names in ``classes`` if wanted), or the path of a folder
-            ``train/<class>/`` of pictures, nested as they may be, with an optional ``test/<class>/``. Without it a
-            fifth of each class tests. A ``Path`` is never a built-in name.
+            (``$PATCHLIB_DATA/<name>.npz`` if it's there, else Keras' download), or a path; a ``Path`` is never a
+            built-in name. An ``.npz`` file has Keras' arrays (x_train, y_train, x_test, y_test) or MedMNIST's
+            (train_images, train_labels, test_images, test_labels), and class names in ``classes`` if wanted. A folder
+            has pictures in ``train/<class>/``, nested as they may be, and ``test/<class>/`` if wanted. A ``.csv`` file
+            has columns path (from its folder) and label, and split (train, val or test) if wanted. Each may have
+            validation images of its own, in x_val and y_val, val_images and val_labels, or ``val/``. Without test
+            images a fifth of each class tests.
         image_size: bring every image to this many pixels a side (see ``load_picture``). 0 keeps the size, and a
             folder's images must then be of one size.
         limit: keep at most this many training images, the same ones each time; 0 keeps all. The others stay whole.
         validation: which tenth of the training images validates: "stratified" (of each class, the same ones each
             time), or the "first" or the "last" of them, as Keras' examples do with CIFAR. Where that leaves a class
-            out, and for all other data, which may come in the order of classes, it's "stratified" nonetheless.
+            out, and for all other data, which may come in the order of classes, it's "stratified" nonetheless, and
+            where there are validation images in the data it's those.
         patch_size: refuse images that squares of this many pixels a side don't tile; 0 takes all.
 
     Returns:
@@ -119,11 +123,17 @@ def load_data(
 
 
 def _load(name, image_size, limit, validation, patch_size):
-    train, test, classes = read(name, image_size, patch_size)
-    train, test = _resized(train, image_size), _resized(test, image_size)
-    train, held_out, rule = _validation_apart(train, validation, name, classes)
+    splits, classes = read(name, image_size, patch_size)
+    train, held_out, test = (split and _resized(split, image_size) for split in splits)
+    if test is None:
+        train, test = _split_off(train, 0.2, classes)
+    if held_out:
+        print(f"validation: not {validation!r}, since there are {len(held_out)} images of its own for that")
+        rule = "own"
+    else:
+        train, held_out, rule = _validation_apart(train, validation, name, classes)
     if limit:
-        train = take(train, np.sort(np.random.default_rng(0).permutation(len(train))[:limit]))
+        train = train.take(np.sort(np.random.default_rng(0).permutation(len(train))[:limit]))
     splits = train, held_out, test
     return Data(str(name), *splits, tuple(classes), _fingerprint(splits, classes), rule)
 
@@ -133,12 +143,24 @@ def _validation_apart(train, rule, name, classes) -> tuple[Split, Split, str]:
     if rule != "stratified":
         place, tenth = np.arange(len(train)), len(train) // 10
         chosen = place < tenth if rule == "first" else place >= len(train) - tenth
-        parts, cifar = (take(train, ~chosen), take(train, chosen)), name in ("cifar10", "cifar100")
+        parts, cifar = (train.take(~chosen), train.take(chosen)), name in ("cifar10", "cifar100")
         if cifar and all(set(part.labels) == set(train.labels) for part in parts):
             return *parts, rule
         why = "leaves a class out" if cifar else "is CIFAR's published split"
         print(f"validation: {rule!r} {why}; here a tenth of each class validates instead")
-    return *split_off(train.images, train.labels, 0.1, classes), "stratified"
+    return *_split_off(train, 0.1, classes), "stratified"
+
+
+def _split_off(whole, fraction, classes) -> tuple[Split, Split]:
+    """Split a fraction of every class off, at least one image of each, the same ones each time."""
+    rng, chosen = np.random.default_rng(0), np.zeros(len(whole), bool)
+    for label, name in enumerate(classes):
+        members = np.flatnonzero(whole.labels == label)
+        if len(members) == 1:
+            raise DataError(f"class {name!r} has too few images: at least 2 are needed, 3 without test images.")
+        count = max(1, round(fraction * len(members))) if len(members) else 0
+        chosen[rng.permutation(members)[:count]] = True
+    return whole.take(~chosen), whole.take(chosen)
 
 
 def _fingerprint(splits, classes) -> str:

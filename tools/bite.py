@@ -187,7 +187,7 @@ BUGS = {
         "    if False:\n        pass",
         "convmixer",
     ),
-    "validation images left in training": ("sources.py", "take(whole, ~chosen)", "whole", "convmixer"),
+    "validation images left in training": ("data.py", "whole.take(~chosen)", "whole", "convmixer"),
     "unknown parameters pass": ("parameters.py", 'extra="forbid"', 'extra="ignore"', "convmixer"),
     "the average takes the weights' place": (
         "training.py",
@@ -232,8 +232,8 @@ BUGS = {
     "the best epoch off by one": ("runs.py", "progress.best_epoch + 1", "progress.best_epoch", "convmixer"),
     "the last tenth trains as well": (
         "data.py",
-        "parts, cifar = (take(train, ~chosen),",
-        "parts, cifar = (take(train, chosen | ~chosen),",
+        "parts, cifar = (train.take(~chosen),",
+        "parts, cifar = (train.take(chosen | ~chosen),",
         "convmixer",
     ),
     "two class names swapped": ("sources.py", "automobile bird cat", "automobile cat bird", "convmixer"),
