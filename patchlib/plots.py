@@ -187,7 +187,7 @@ def mistakes(images, found: dict[str, list]) -> Figure:
         ax.axis("off")
     for ax, (image, name, other, share) in zip(axes, found["mistakes"][1:], strict=False):
         ax.imshow(images[image])
-        ax.set_title(f"{name}\nfor {other}\n{share:.0%}", fontsize=7)
+        ax.set_title(f"{name}\ntaken for {other}\n{share:.0%}", fontsize=7)
     plt.close(figure)
     return figure
 

@@ -231,7 +231,7 @@ def _table(path, size, patch_size):
         raise DataError(f"{path} is broken or isn't a .csv file ({error}).") from error
     _refuse_classes(path, {"train": []} | {part: {name for _, name in pairs} for part, pairs in rows.items()})
     classes = sorted({name for _, name in rows["train"]})
-    pairs = {part: [(f, classes.index(name)) for f, name in rows[part]] for part in PARTS if part in rows}
+    pairs = {part: [(f, classes.index(name)) for f, name in found] for part, found in rows.items()}
     return _pictures(pairs, size, patch_size), classes
 
 

@@ -94,7 +94,7 @@ def test_mistakes_shows_confusion_calibration_and_the_surest_wrong_answers():
     wrong = found["mistakes"][1:17]
     np.testing.assert_array_equal(pictures, [images[row[0]] for row in wrong])
     titles = [ax.get_title() for ax in figure.axes[2:]]
-    assert titles == [f"{name}\nfor {other}\n{share:.0%}" for _, name, other, share in wrong]
+    assert titles == [f"{name}\ntaken for {other}\n{share:.0%}" for _, name, other, share in wrong]
     assert not plt.get_fignums()
 
 
