@@ -70,21 +70,16 @@ def tables(labels: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, cl
     numbers, names, right = range(len(classes)), np.array(classes), labels == predicted
     interval = stats.binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
     calibrated, wrong = calibration(confidence.astype("float64"), right), np.flatnonzero(~right)
-    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
+    accuracy = len(right), right.mean(), interval.low, interval.high, _error(calibrated)
     precision, recall, _, images = metrics.precision_recall_fscore_support(
         labels, predicted, labels=numbers, zero_division=np.nan
     )
     matrix = metrics.confusion_matrix(labels, predicted, labels=numbers).tolist()
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
     mistakes = zip(wrong, names[labels[wrong]], names[predicted[wrong]], confidence[wrong], strict=True)
     return {
-        "accuracy": [
-            ("images", "accuracy", "low", "high", "calibration_error"),
-            (len(right), right.mean(), interval.low, interval.high, _error(calibrated)),
-        ],
-        "classes": [
-            ("class", "images", "precision", "recall"),
-            *zip(classes, images, precision, recall, strict=True),
-        ],
+        "accuracy": [("images", "accuracy", "low", "high", "calibration_error"), accuracy],
+        "classes": [("class", "images", "precision", "recall"), *zip(classes, images, precision, recall, strict=True)],
         "confusion": [("class", *classes), *((name, *row) for name, row in zip(classes, matrix, strict=True))],
         "calibration": [("confidence", "accuracy", "images"), *calibrated],
         "mistakes": [("image", "class", "taken_for", "confidence"), *mistakes],

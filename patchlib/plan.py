@@ -115,11 +115,7 @@ def _tier(folder, architecture, tier):
 
 
 def data_set(name: str, local: bool = True) -> str:
-    """A data set's name, or its path as the notebook understands it, which is executed elsewhere.
-
-    Raises:
-        UsageError: there's no such data set; on another machine's disk (not ``local``) only its path is looked at.
-    """
+    """A data set's name, or its path as the notebook understands it, which is executed elsewhere."""
     try:
         path, names = user_path(name), ", ".join(data.NAMES)
     except PathError as error:

@@ -222,10 +222,10 @@ def _table(path, size, patch_size):
             if {*columns} - {"split"} != {"path", "label"}:
                 raise DataError(f"{path} has the columns {shown(columns)}, accepted: path, label and maybe split.")
             for row in table:
-                if None in row or not all(row.values()):
-                    raise DataError(f"{path}, line {table.line_num}: accepted is a value for each of {columns}.")
-                if (part := row.get("split", "train")) not in PARTS:
-                    raise DataError(f"{path}, line {table.line_num}: split is {part!r}, accepted: {', '.join(PARTS)}.")
+                part, known = row.get("split", "train"), ", ".join(PARTS)
+                if None in row or not all(row.values()) or part not in PARTS:
+                    received = f"line {table.line_num}: received {shown([*row.values()])}"
+                    raise DataError(f"{path}, {received}, accepted: a path, a label, and for split {known}.")
                 rows.setdefault(part, []).append((path.parent / row["path"], row["label"]))
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is broken or isn't a .csv file ({error}).") from error

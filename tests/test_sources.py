@@ -136,10 +136,13 @@ def class_only_in_val(path):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (tabled("a.png,cat,valid"), ["own.csv, line 4: split is 'valid'", "train, val, test"]),
-        (tabled("a.png,,train"), ["own.csv, line 4", "a value for each of ['path', 'label', 'split']"]),
-        (tabled("a.png,cat"), ["own.csv, line 4", "a value for each of"]),
-        (tabled("a.png,cat,train,more"), ["own.csv, line 4", "a value for each of"]),
+        (
+            tabled("a.png,cat,valid"),
+            ["own.csv, line 4: received ['a.png', 'cat', 'valid']", "for split train, val, test"],
+        ),
+        (tabled("a.png,,train"), ["own.csv, line 4: received ['a.png', '', 'train']", "accepted: a path, a label"]),
+        (tabled("a.png,cat"), ["own.csv, line 4: received ['a.png', 'cat', None]", "accepted: a path, a label"]),
+        (tabled("a.png,cat,train,more"), ["own.csv, line 4", "['more']", "accepted: a path, a label"]),
         (tabled("a.png,cat,train"), ["a.png can't be read", "No such file"]),
         (tabled("train/dog/1.png,eel,test"), ["test has eel, which train has not"]),
         (tabled(head="file,label,split"), ["['file', 'label', 'split']", "accepted: path, label and maybe split"]),
