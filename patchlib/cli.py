@@ -62,7 +62,8 @@ def _number(least):
 def _add_run(commands):
     what = "Execute notebooks x tiers x seeds with papermill, each run in a folder of its own."
     again = "What is finished is skipped, what was interrupted goes on where it stopped."
-    codes = "Exit code: 0 all runs are finished, 1 some failed, 2 wrong usage, 130 interrupted."
+    example = "Example: patchlib run cct vit --tier fast --seeds 3 --set dataset=photos/."
+    codes = f"{example} Exit code: 0 all runs are finished, 1 some failed, 2 wrong usage, 130 interrupted."
     run = commands.add_parser("run", help=what, description=f"{what} {again}", epilog=codes, allow_abbrev=False)
     run.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="convmixer, cct, ... (default: all)")
     add, seeds = run.add_argument, run.add_mutually_exclusive_group()
@@ -129,10 +130,8 @@ def _details(run, outcome):
 def _add_predict(commands):
     what = "Classify pictures with a trained network."
     example = "Example: patchlib predict cct-cifar10 photos/ 'more/*.png' --top 1 --csv > answers.csv."
-    codes = "Exit code: 0 all pictures are classified, 1 some can't be read, 2 wrong usage, 130 interrupted."
-    predict = commands.add_parser(
-        "predict", help=what, description=what, epilog=f"{example} {codes}", allow_abbrev=False
-    )
+    codes = f"{example} Exit code: 0 all pictures are classified, 1 some can't be read, 2 wrong usage, 130 interrupted."
+    predict = commands.add_parser("predict", help=what, description=what, epilog=codes, allow_abbrev=False)
     predict.add_argument("model", metavar="MODEL", help=_MODEL)
     predict.add_argument("paths", nargs="+", metavar="PATH", help="a picture, a folder of them, or a quoted pattern")
     predict.add_argument("--top", type=_number(1), default=5, metavar="N", help="how many classes to name (default: 5)")
@@ -176,14 +175,10 @@ def _predict(asked):
 def _add_evaluate(commands):
     what = "Say how good a trained network is on a data set's test images, and where it is wrong."
     example = "Example: patchlib evaluate cct-cifar10 photos/ --out answers/."
-    codes = "Exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."
-    evaluate = commands.add_parser(
-        "evaluate", help=what, description=what, epilog=f"{example} {codes}", allow_abbrev=False
-    )
+    codes = f"{example} Exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."
+    evaluate = commands.add_parser("evaluate", help=what, description=what, epilog=codes, allow_abbrev=False)
     evaluate.add_argument("model", metavar="MODEL", help=_MODEL)
-    evaluate.add_argument(
-        "data", metavar="DATA", help="digits, cifar10, cifar100, an .npz file, a .csv file or a folder"
-    )
+    evaluate.add_argument("data", metavar="DATA", help="digits, cifar10, cifar100, an .npz file, a .csv file, a folder")
     evaluate.add_argument("--out", type=Path, metavar="FOLDER", help="a new folder for a figure and tables")
     evaluate.set_defaults(do=_evaluate)
 

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 
@@ -96,6 +98,15 @@ def test_help_is_there_at_once():
     watch = f"import atexit, sys; atexit.register(lambda: print('numpy' in sys.modules)); {program}"
     printed = subprocess.run([sys.executable, "-c", watch], capture_output=True, text=True, env=os.environ).stdout
     assert printed.startswith("usage: patchlib") and printed.endswith("False\n")
+
+
+@pytest.mark.parametrize("command", ["run", "predict", "evaluate"])
+def test_every_commands_help_has_an_example_that_is_a_command(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([command, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    example = re.search(r"Example: patchlib (.*?)\. Exit code: 0 ", shown)[1].partition(" > ")[0]
+    assert cli._parser().parse_args(shlex.split(example)).command == command
 
 
 def test_no_scheduler_is_said_in_a_sentence(monkeypatch, tmp_path, capsys):
