@@ -1,6 +1,11 @@
-"""The command line: ``patchlib run``."""
+"""The command line: ``patchlib run``, ``predict`` and ``evaluate``.
+
+A command is two functions: one that adds its parser, and one that does what was asked and returns the exit code. The
+first needs the standard library alone, so help is there at once; the second imports what it needs.
+"""
 
 import argparse
+import csv
 import json
 import os
 import shlex
@@ -8,49 +13,40 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from patchlib import batch, cards, plan
-from patchlib.parameters import ARCHITECTURES
+_MODEL = "such as cct-cifar10, a run's folder or a .keras file"
+
+
+def main(words: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    asked = _parser().parse_args(words)
+    from patchlib import files, networks, pictures, plan
+
+    try:
+        code = asked.do(asked)
+        sys.stdout.flush()
+        return code
+    except (plan.UsageError, pictures.DataError, networks.ModelError, files.PathError) as error:
+        code, reason = 2, str(error)
+    except ModuleNotFoundError as error:
+        unsaid = f"{error.name} isn't installed: pip install 'patchlib[notebooks]'."
+        code, reason = 2, error.msg if "pip install" in error.msg else unsaid
+    except BrokenPipeError:  # whoever reads the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        code, reason = 1, str(error)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    print(f"patchlib {asked.command}: {reason}", file=sys.stderr)
+    return code
 
 
 def _parser():
-    what = "Execute notebooks x tiers x seeds with papermill, each run in a folder of its own."
-    again = "What is finished is skipped, what was interrupted goes on where it stopped."
-    codes = "Exit code: 0 all runs are finished, 1 some failed, 2 wrong usage, 130 interrupted."
     parser = argparse.ArgumentParser(prog="patchlib", allow_abbrev=False)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help=what, description=f"{what} {again}", epilog=codes, allow_abbrev=False)
-    run.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help=f"{', '.join(ARCHITECTURES)} (default: all)")
-    run.add_argument(
-        "--tier", nargs="+", default=["smoke"], help="smoke (default), baseline, fast, tuned; one or several"
-    )
-    seeds = run.add_mutually_exclusive_group()
-    seeds.add_argument(
-        "--seeds", nargs="+", type=_number(0), default=[1], metavar="N", help="3: seeds 0 1 2; 4 7: these"
-    )
-    seeds.add_argument("--seed", type=_number(0), metavar="N", help="this seed alone")
-    add = run.add_argument
-    add(
-        "--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="a parameter; may be repeated"
-    )
-    add(
-        "--out",
-        type=Path,
-        default=Path("runs"),
-        metavar="FOLDER",
-        help="the runs' folders are made here (default: runs)",
-    )
-    add(
-        "--notebooks",
-        dest="folder",
-        type=Path,
-        default=plan.NOTEBOOKS,
-        metavar="FOLDER",
-        help="(default: the checkout's)",
-    )
-    add("--timeout", type=_number(1), metavar="SECONDS", help="a run fails if one of its cells takes longer")
-    pool = run.add_mutually_exclusive_group()
-    pool.add_argument("--workers", type=_number(1), default=1, metavar="N", help="how many runs at a time (default: 1)")
-    pool.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="run on the workers of this Dask cluster")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    for add in (_add_run, _add_predict, _add_evaluate):
+        add(commands)
     return parser
 
 
@@ -63,18 +59,35 @@ def _number(least):
     return number
 
 
-def main(words: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    asked, runs = _parser().parse_args(words), []
+def _add_run(commands):
+    what = "Execute notebooks x tiers x seeds with papermill, each run in a folder of its own."
+    again = "What is finished is skipped, what was interrupted goes on where it stopped."
+    example = "Example: patchlib run cct vit --tier fast --seeds 3 --set dataset=photos/."
+    codes = f"{example} Exit code: 0 all runs are finished, 1 some failed, 2 wrong usage, 130 interrupted."
+    run = commands.add_parser("run", help=what, description=f"{what} {again}", epilog=codes, allow_abbrev=False)
+    run.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="convmixer, cct, ... (default: all)")
+    add, seeds = run.add_argument, run.add_mutually_exclusive_group()
+    add("--tier", nargs="+", default=["smoke"], help="smoke (default), baseline, fast, tuned; one or several")
+    seeds.add_argument(
+        "--seeds", nargs="+", type=_number(0), default=[1], metavar="N", help="3: seeds 0 1 2; 4 7: these"
+    )
+    seeds.add_argument("--seed", type=_number(0), metavar="N", help="this seed alone")
+    add("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="a parameter; repeatable")
+    add("--out", type=Path, default=Path("runs"), metavar="FOLDER", help="where the runs' folders are made (runs)")
+    add("--notebooks", dest="folder", type=Path, metavar="FOLDER", help="(default: the checkout's)")
+    add("--timeout", type=_number(1), metavar="SECONDS", help="a run fails if one of its cells takes longer")
+    pool = run.add_mutually_exclusive_group()
+    pool.add_argument("--workers", type=_number(1), default=1, metavar="N", help="how many runs at a time (default: 1)")
+    pool.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="run on the workers of this Dask cluster")
+    run.set_defaults(do=_run)
+
+
+def _run(asked):
+    from patchlib import batch, plan
+
+    runs = plan.plan(asked)
     try:
-        runs = plan.plan(asked)
         outcomes = batch.run_all(runs, asked.workers, asked.scheduler, asked.timeout)
-    except plan.UsageError as error:
-        print(f"patchlib run: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        print(f"patchlib run: {error.name} isn't installed: pip install 'patchlib[notebooks]'.", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         finished = f"{sum(run.finished for run in runs)} of {len(runs)} finished"
         print(f"\ninterrupted, {finished}; the same command goes on where it stopped", file=sys.stderr)
@@ -100,18 +113,107 @@ def _table(outcomes):
 
 def _details(run, outcome):
     """A finished run's accuracy and files, and a command that classifies a picture with its model."""
+    from patchlib import cards
+
     folder = Path(os.path.relpath(run.folder))
-    code = (
-        f"import patchlib as p; model = p.load_model({json.dumps(str(folder))}); "
-        'classes = model.card["dataset"]["classes"]; '
-        'pixels = p.load_picture("picture.jpg", model.input_shape[1:3]); '
-        "print(classes[model.predict(pixels[None], verbose=0).argmax()])"
-    )
+    command = [os.path.relpath(sys.executable), "-m", "patchlib", "predict", str(folder), "picture.jpg"]
     lines = {
         "test accuracy": f"{outcome.accuracy:.4f}",
         "notebook": folder / run.notebook.name,
         "run card": folder / cards.CARD,
         "model": folder / cards.MODEL,
-        "classify a picture": shlex.join([os.path.relpath(sys.executable), "-c", code]),
+        "classify a picture": shlex.join(command),
     }
     return "\n".join(f"{name}: {value}" for name, value in lines.items())
+
+
+def _add_predict(commands):
+    what = "Classify pictures with a trained network."
+    example = "Example: patchlib predict cct-cifar10 photos/ 'more/*.png' --top 1 --csv > answers.csv."
+    codes = f"{example} Exit code: 0 all pictures are classified, 1 some can't be read, 2 wrong usage, 130 interrupted."
+    predict = commands.add_parser("predict", help=what, description=what, epilog=codes, allow_abbrev=False)
+    predict.add_argument("model", metavar="MODEL", help=_MODEL)
+    predict.add_argument("paths", nargs="+", metavar="PATH", help="a picture, a folder of them, or a quoted pattern")
+    predict.add_argument("--top", type=_number(1), default=5, metavar="N", help="how many classes to name (default: 5)")
+    form = predict.add_mutually_exclusive_group()
+    form.add_argument("--csv", action="store_true", help="print CSV, a row for each picture and class")
+    form.add_argument("--json", action="store_true", help="print JSON, a line for each picture")
+    predict.set_defaults(do=_predict)
+
+
+def _predict(asked):
+    from tqdm import tqdm
+
+    from patchlib import networks, pictures
+
+    networks.locate(asked.model)
+    paths, broken = pictures.expand(asked.paths), 0
+    from patchlib import prediction  # not before, since it takes a second
+
+    model = networks.load_model(asked.model)
+    answers, rows = prediction.answers(model, paths, asked.top), csv.writer(sys.stdout, lineterminator="\n")
+    if asked.csv:
+        rows.writerow(["path", "class", "probability"])
+    width, longest = (max(map(len, map(str, texts))) for texts in (paths, networks.classes(model)))
+    hidden = sys.stdout.isatty() or not sys.stderr.isatty()  # the lines on the terminal show how far it is
+    for path, answer in zip(paths, tqdm(answers, total=len(paths), unit="picture", disable=hidden), strict=True):
+        name = str(path).encode(errors="backslashreplace").decode()  # it needn't be UTF-8
+        if isinstance(answer, pictures.DataError):
+            broken += 1
+            tqdm.write(f"patchlib predict: {answer}", file=sys.stderr)
+        elif asked.csv:
+            rows.writerows([name, *pair] for pair in answer.items())
+        elif asked.json:
+            print(json.dumps({"path": name, "classes": answer}))
+        else:
+            print(f"{name:{width}}", *(f"{share:6.1%} {label:{longest}}" for label, share in answer.items()), sep="  ")
+    if broken:
+        print(f"{broken} of {len(paths)} pictures can't be read", file=sys.stderr)
+    return 1 if broken else 0
+
+
+def _add_evaluate(commands):
+    what = "Say how good a trained network is on a data set's test images, and where it is wrong."
+    example = "Example: patchlib evaluate cct-cifar10 photos/ --out answers/."
+    codes = f"{example} Exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."
+    evaluate = commands.add_parser("evaluate", help=what, description=what, epilog=codes, allow_abbrev=False)
+    evaluate.add_argument("model", metavar="MODEL", help=_MODEL)
+    evaluate.add_argument("data", metavar="DATA", help="digits, cifar10, cifar100, an .npz file, a .csv file, a folder")
+    evaluate.add_argument("--out", type=Path, metavar="FOLDER", help="a new folder for a figure and tables")
+    evaluate.set_defaults(do=_evaluate)
+
+
+def _evaluate(asked):
+    from patchlib import files, networks, plan
+    from patchlib.parameters import shown
+
+    networks.locate(asked.model)
+    plan.data_set(asked.data)
+    out = asked.out and asked.out.absolute()
+    if out and (out.exists() or not os.access(out.parent, os.W_OK)):
+        raise plan.UsageError(f"--out: received {asked.out}, accepted: a new folder in one that can be written into.")
+    from patchlib import data, evaluation, markdown, plots, training  # not before, since they take seconds
+
+    model = networks.load_model(asked.model)
+    classes, (height, width) = networks.classes(model), model.input_shape[1:3]
+    found = data.load_data(asked.data, image_size=height if height == width else 0)
+    pairs = {"images of": (found.input_shape, model.input_shape[1:]), "the classes": (found.classes, tuple(classes))}
+    for what, (there, here) in pairs.items():
+        if there != here:
+            raise plan.UsageError(f"{asked.data} has {what} {shown(there)}, accepted: the model's, {shown(here)}.")
+    shares = evaluation.probabilities(training.logits(model, found.test), networks.temperature(model))
+    tables = evaluation.tables(found.test.labels, shares.argmax(axis=1), shares.max(axis=1), classes)
+
+    def fill(folder):
+        for name, rows in tables.items():
+            with open(folder / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
+                csv.writer(file, lineterminator="\n").writerows(rows)
+        plots.mistakes(found.test.images, tables).savefig(folder / "mistakes.png", dpi=150)
+
+    if out:
+        files.put_folder(out, fill)
+    print(evaluation.headline(tables))
+    names, *rows = tables["classes"]
+    worst = sorted((row for row in rows if row[1]), key=lambda row: row[3])[:10]
+    print(markdown.table(names, [(name, images, f"{p:.3f}", f"{r:.3f}") for name, images, p, r in worst]))
+    return 0

@@ -1,7 +1,4 @@
-"""What logits say of a classifier: ranks of the true class, accuracy by class, calibration, agreement with another.
-
-NumPy and SciPy alone.
-"""
+"""What answers say of a classifier: ranks of the true class, accuracy, calibration, errors, agreement with another."""
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -29,16 +26,73 @@ def accuracy_by_class(rank: np.ndarray, labels: np.ndarray, num_classes: int) ->
     return [float((part == 0).mean()) if len(part) else None for part in of_class]
 
 
+def probabilities(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Logits (N, classes), divided by the temperature, as float64 that add up to 1 in each row."""
+    return special.softmax(logits.astype("float64") / temperature, axis=1)
+
+
 def calibration_error(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:
     """How far confidence and accuracy lie apart, on average over ``BINS`` bins of confidence of equal width.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks" (2017), eqs. 3 to 5.
     """
-    probabilities = special.softmax(logits.astype("float64") / temperature, axis=1)
-    confidence, right = probabilities.max(axis=1), ranks(logits, labels) == 0
+    return _error(calibration(probabilities(logits, temperature).max(axis=1), ranks(logits, labels) == 0))
+
+
+def calibration(confidence: np.ndarray, right: np.ndarray) -> list[tuple[float, float, int]]:
+    """For each bin of confidence that has images: their mean confidence, their accuracy, and how many there are."""
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    gaps = [abs((confidence - right)[bins == b].sum()) for b in range(BINS)]
-    return float(sum(gaps) / len(labels))
+    chosen = [bins == b for b in np.unique(bins)]
+    return [(float(confidence[c].mean()), float(right[c].mean()), int(c.sum())) for c in chosen]
+
+
+def _error(calibrated):
+    confidence, accuracy, images = np.array(calibrated).T
+    return float((images * abs(confidence - accuracy)).sum() / images.sum())
+
+
+def tables(labels: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, classes: list[str]) -> dict[str, list]:
+    """Where a classifier is right and where it is wrong, as tables, each a list of rows under a row of names.
+
+    Args:
+        labels, predicted: int (N,), what each image is and what it's taken for.
+        confidence: float (N,), the probability of the latter.
+        classes: names, in the order of the labels.
+
+    Returns:
+        ``accuracy``: with its 95% interval (Wilson, 1927) and the error of calibration. ``classes``: precision and
+        recall of each; nan where nothing is taken for it, or nothing belongs to it. ``confusion``: how many images of
+        a row's class are taken for a column's. ``calibration``: as the function has it. ``mistakes``: the wrong
+        answers by the number of the image, the surest first.
+    """
+    from sklearn import metrics  # here, because it takes a second to import
+
+    numbers, names, right = range(len(classes)), np.array(classes), labels == predicted
+    interval = stats.binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
+    calibrated, wrong = calibration(confidence.astype("float64"), right), np.flatnonzero(~right)
+    accuracy = len(right), right.mean(), interval.low, interval.high, _error(calibrated)
+    precision, recall, _, images = metrics.precision_recall_fscore_support(
+        labels, predicted, labels=numbers, zero_division=np.nan
+    )
+    matrix = metrics.confusion_matrix(labels, predicted, labels=numbers).tolist()
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
+    mistakes = zip(wrong, names[labels[wrong]], names[predicted[wrong]], confidence[wrong], strict=True)
+    return {
+        "accuracy": [("images", "accuracy", "low", "high", "calibration_error"), accuracy],
+        "classes": [("class", "images", "precision", "recall"), *zip(classes, images, precision, recall, strict=True)],
+        "confusion": [("class", *classes), *((name, *row) for name, row in zip(classes, matrix, strict=True))],
+        "calibration": [("confidence", "accuracy", "images"), *calibrated],
+        "mistakes": [("image", "class", "taken_for", "confidence"), *mistakes],
+    }
+
+
+def headline(found: dict[str, list]) -> str:
+    """The accuracy in ``tables``, its interval and the error of calibration, in a line."""
+    _, (images, accuracy, low, high, error) = found["accuracy"]
+    return (
+        f"accuracy {accuracy:.4f} on {images:,} test images, 95% interval {low:.4f} to {high:.4f}; "
+        f"calibration error {error:.4f}"
+    )
 
 
 def temperature(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from patchlib import cards, checks, compare, explain, networks, pictures, plots
+from patchlib import cards, checks, compare, evaluation, explain, networks, pictures, plots
 from patchlib.backend import keras
 from patchlib.data import NAMES, Data
 from patchlib.parameters import ARCHITECTURES, RunParameters
@@ -35,6 +35,15 @@ def finished(model: keras.Model, data: Data, parameters: RunParameters, card: di
     curves = plots.learning_curves({parameters.tier: card})
     curves.savefig(folder / "curves.png", dpi=150)
     return curves
+
+
+def where_it_is_wrong(data: Data, folder: Path) -> Figure:
+    """Print the accuracy of the run in this folder, and show its errors, from its stored answers to the test images."""
+    with np.load(folder / cards.PREDICTIONS) as stored:
+        answers = [stored[name] for name in ("label", "predicted", "confidence")]
+    found = evaluation.tables(*answers, data.classes)
+    print(evaluation.headline(found))
+    return plots.mistakes(data.test.images, found)
 
 
 def full_runs(card: dict, folder: str = "../results") -> Figure:

@@ -1,13 +1,17 @@
 """Picture files, found and read: one reader for training and prediction, so that both see the same pixels."""
 
 import functools
+import glob
 import numbers
 import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from patchlib.files import user_path
 
 # Data, films, and drawings that another program has to paint.
 _NOT_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
@@ -59,6 +63,26 @@ def find_pictures(folder: Path) -> tuple[list[Path], Counter[str]]:
     return pictures, others
 
 
+def expand(words: Iterable[str | os.PathLike]) -> list[Path]:
+    """The files meant by paths, folders and patterns such as "photos/**/*.jpg", each once.
+
+    A folder stands for the pictures below it. Whether the other files are pictures isn't looked at.
+
+    Raises:
+        DataError: there's nothing at one of them, or no picture in a folder.
+        PathError: one can't be a path.
+    """
+    found = {}
+    for word in words:
+        path = user_path(word)
+        paths = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+        if not paths:
+            raise DataError(f"received {str(word)!r}: there is no such file or folder, and no file of that pattern.")
+        for path in paths:
+            found |= dict.fromkeys(find_pictures(path)[0] if path.is_dir() else [path])
+    return list(found)
+
+
 def load_picture(picture, size: int | tuple[int, int] | None = None) -> np.ndarray:
     """A picture's pixels, as training and prediction see them.
 
@@ -66,7 +90,8 @@ def load_picture(picture, size: int | tuple[int, int] | None = None) -> np.ndarr
     keeps its high byte, as Pillow does with 16-bit colour. Of several frames or pages it's the first.
 
     Args:
-        picture: a path, an open binary file, or a PIL image, which is left as it was.
+        picture: a path, an open binary file, a PIL image, which is left as it was, or an array (H, W) or (H, W, 1, 3
+            or 4): uint8, or uint16 for grey of 16 bits.
         size: pixels a side of a square, or (height, width) such as ``model.input_shape[1:3]``: the largest middle
             part of that shape is cut out and resized (bicubic), never stretched. None keeps the size.
 
@@ -78,21 +103,22 @@ def load_picture(picture, size: int | tuple[int, int] | None = None) -> np.ndarr
     """
     height_width = None if size is None else _height_width(size)
     try:
+        if isinstance(picture, np.ndarray):
+            picture = Image.fromarray(picture[..., 0] if picture.shape[2:] == (1,) else picture)
         image = _rgb(picture) if isinstance(picture, Image.Image) else _opened(picture)
     except Exception as error:  # broken bytes make decoders raise nearly anything
         named = isinstance(picture, (str, os.PathLike))
         name = os.fspath(picture) if named else f"this {type(picture).__name__}"
         raise DataError(f"{name} can't be read as a picture ({error}).") from error
-    return np.array(ImageOps.fit(image, height_width[::-1]) if height_width else image)
+    fits = height_width in (None, image.size[::-1])
+    return np.array(image if fits else ImageOps.fit(image, height_width[::-1]))
 
 
 def photographs(size: int) -> np.ndarray:
     """Two colour photographs that scikit-learn ships, a temple and a flower: uint8 (2, size, size, 3)."""
     from sklearn.datasets import load_sample_image  # here, because scikit-learn takes a second to import
 
-    return np.stack(
-        [load_picture(Image.fromarray(load_sample_image(name)), size) for name in ("china.jpg", "flower.jpg")]
-    )
+    return np.stack([load_picture(load_sample_image(name), size) for name in ("china.jpg", "flower.jpg")])
 
 
 def _height_width(size):

@@ -161,6 +161,39 @@ def influence(images, heard: dict[str, np.ndarray]) -> Figure:
     return figure
 
 
+def mistakes(images, found: dict[str, list]) -> Figure:
+    """The confusion matrix, in shares of its rows, the calibration curve, and the surest wrong answers.
+
+    Args:
+        images: (N, H, W, 3), 0 to 255.
+        found: of ``evaluation.tables``.
+    """
+    figure = plt.figure(figsize=(9, 7.5), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(3, 2))
+    left, right = upper.subplots(1, 2)
+    (_, *classes), *rows = found["confusion"]
+    counts = np.array([row[1:] for row in rows])
+    left.imshow(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
+    left.set(xlabel="taken for", ylabel="class", xticks=[], yticks=[])
+    if len(classes) <= 20:
+        left.set_xticks(range(len(classes)), classes, rotation="vertical")
+        left.set_yticks(range(len(classes)), classes)
+    confidence, accuracy, _ = zip(*found["calibration"][1:], strict=True)
+    right.plot([0, 1], [0, 1], "--", color="grey", label="as sure as right")
+    right.plot(confidence, accuracy, marker=".", label="this network")
+    right.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    right.grid(alpha=0.3)
+    right.legend()
+    axes = lower.subplots(2, 8).ravel()
+    for ax in axes:
+        ax.axis("off")
+    for ax, (image, name, other, share) in zip(axes, found["mistakes"][1:], strict=False):
+        ax.imshow(images[image])
+        ax.set_title(f"{name}\ntaken for {other}\n{share:.0%}", fontsize=7)
+    plt.close(figure)
+    return figure
+
+
 def learning_curves(cards: dict[str, dict]) -> Figure:
     """Loss and accuracy over epochs for each named run card: training dashed, validation solid."""
     figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(9, 3.2))

@@ -129,7 +129,7 @@ def _train(model, data, recipe, folder):
             print(cards.epoch_line(progress.history, progress.epoch - 1, recipe.epochs), flush=True)
     logits = training.logits(model, data.test)
     card = _card(model, data, recipe, identity, progress, started, logits)
-    predictions = _predictions(logits, data.test)
+    predictions = _predictions(logits, data.test, card["calibration"]["temperature"])
     files.put(folder / MODEL, lambda path: networks.save(model, card, path))
     files.put(folder / PREDICTIONS, lambda path: np.savez_compressed(path, **predictions))
     files.put(folder / CARD, lambda path: path.write_text(json.dumps(card, indent=1, allow_nan=False) + "\n"))
@@ -150,11 +150,15 @@ def _identity(model, data, recipe):
     }
 
 
-def _predictions(logits, split):
-    """Each test image's class, the one that it's taken for and the rank of the true one, in as few bytes as need be."""
+def _predictions(logits, split, temperature):
+    """Each test image's class, the one that it's taken for, how probable that is, and the rank of the true one.
+
+    In as few bytes as need be.
+    """
     dtype, label = np.min_scalar_type(logits.shape[1]), split.labels
     found = {"label": label, "predicted": logits.argmax(axis=1), "rank": evaluation.ranks(logits, label)}
-    return {name: values.astype(dtype) for name, values in found.items()}
+    confidence = evaluation.probabilities(logits, temperature).max(axis=1).astype("float16")
+    return {name: values.astype(dtype) for name, values in found.items()} | {"confidence": confidence}
 
 
 def _card(model, data, recipe, identity, progress, started, logits):

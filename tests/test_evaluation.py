@@ -46,6 +46,75 @@ def test_calibration_error_is_the_mean_gap_between_confidence_and_accuracy():
     assert evaluation.calibration_error(np.concatenate([confident, unsure]), labels) == pytest.approx((0.2 + 0.3) / 2)
 
 
+def rows(table):
+    names, *values = table
+    return [dict(zip(names, row, strict=True)) for row in values]
+
+
+def answered(count=400, classes=7):
+    logits, labels = some(count, classes)
+    shares = evaluation.probabilities(logits)
+    return labels, shares.argmax(axis=1), shares.max(axis=1)
+
+
+def test_the_tables_count_what_was_taken_for_what():
+    labels, predicted, confidence = answered()
+    labels[labels == 4] = 5
+    predicted[predicted == 2] = 3
+    found = evaluation.tables(labels, predicted, confidence, list("abcdefg"))
+    for row, taken in zip(rows(found["classes"]), rows(found["confusion"]), strict=True):
+        own = "abcdefg".index(row["class"])
+        assert taken == {"class": row["class"]} | {
+            name: ((labels == own) & (predicted == other)).sum() for other, name in enumerate("abcdefg")
+        }
+        hits = taken[row["class"]]
+        assert row["images"] == (labels == own).sum()
+        assert row["recall"] == pytest.approx(hits / row["images"] if own != 4 else np.nan, nan_ok=True)
+        of = (predicted == own).sum()
+        assert row["precision"] == pytest.approx(hits / of if own != 2 else np.nan, nan_ok=True)
+
+
+def test_the_accuracy_has_wilsons_interval():
+    labels = np.zeros(20, int)
+    found = evaluation.tables(labels, np.arange(20) // 18, np.full(20, 0.9), ["a", "b"])
+    (row,) = rows(found["accuracy"])
+    share, z, count = 0.9, stats.norm.ppf(0.975), 20
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
+    expected = {"accuracy": share, "low": middle - half, "high": middle + half, "calibration_error": 0.0}
+    assert row == pytest.approx({"images": 20} | expected, abs=1e-9)
+    said = f"accuracy 0.9000 on 20 test images, 95% interval {middle - half:.4f} to {middle + half:.4f}; "
+    assert evaluation.headline(found).startswith(said)
+
+
+def test_the_calibration_in_the_tables_is_that_of_its_error():
+    logits, labels = some()
+    shares = evaluation.probabilities(logits, 0.5)
+    found = evaluation.tables(labels, shares.argmax(axis=1), shares.max(axis=1), list("abcdefg"))
+    bins = rows(found["calibration"])
+    assert sum(row["images"] for row in bins) == len(labels) and len(bins) > 5
+    assert sorted(row["confidence"] for row in bins) == [row["confidence"] for row in bins]
+    gap = sum(row["images"] * abs(row["confidence"] - row["accuracy"]) for row in bins) / len(labels)
+    assert rows(found["accuracy"])[0]["calibration_error"] == pytest.approx(gap)
+    assert gap == pytest.approx(evaluation.calibration_error(logits, labels, 0.5))
+
+
+def test_the_mistakes_are_the_wrong_answers_the_surest_first():
+    labels, predicted, confidence = answered()
+    found = rows(evaluation.tables(labels, predicted, confidence.astype("float16"), list("abcdefg"))["mistakes"])
+    assert sorted(row["image"] for row in found) == np.flatnonzero(labels != predicted).tolist()
+    assert [row["confidence"] for row in found] == sorted((row["confidence"] for row in found), reverse=True)
+    for row in found:
+        wanted = labels[row["image"]], predicted[row["image"]], confidence[row["image"]]
+        assert ("abcdefg".index(row["class"]), "abcdefg".index(row["taken_for"])) == wanted[:2]
+        assert row["confidence"] == pytest.approx(wanted[2], abs=1e-3)
+
+
+def test_who_is_never_wrong_has_no_mistakes():
+    labels = np.arange(6) % 2
+    assert rows(evaluation.tables(labels, labels, np.ones(6), ["a", "b"])["mistakes"]) == []
+
+
 def test_temperature_undoes_overconfidence():
     logits, labels = some(20_000)
     assert evaluation.temperature(logits, labels) == pytest.approx(1, abs=0.05)

@@ -59,6 +59,19 @@ def test_a_finished_run_is_checked_and_its_curves_are_saved(finished, capsys):
         notebook.finished(other, DIGITS, p, made, folder)
 
 
+def test_where_it_is_wrong_comes_from_the_stored_answers_to_the_test_images(finished, capsys, monkeypatch):
+    model, _, made, folder = finished
+    monkeypatch.setattr(type(model), "predict", None)  # the test images are used once
+    figure = notebook.where_it_is_wrong(DIGITS, folder)
+    said = capsys.readouterr().out
+    assert said.startswith(f"accuracy {made['metrics']['test_accuracy']:.4f} on {len(DIGITS.test)} test images")
+    error = float(said.rpartition(" ")[2])
+    assert error == pytest.approx(made["calibration"]["error_at_temperature"], abs=2e-3)
+    with np.load(folder / "predictions.npz") as stored:
+        surest = int(np.where(stored["label"] != stored["predicted"], stored["confidence"], 0).argmax())
+    np.testing.assert_array_equal(figure.axes[2].images[0].get_array(), DIGITS.test.images[surest])
+
+
 def test_full_runs_are_the_architectures_own_and_of_own_data_the_run_itself(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda output: shown.append(output.data))

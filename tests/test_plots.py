@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from patchlib import models, plots
+from patchlib import evaluation, models, plots
 
 
 def drawn(figure):
@@ -78,6 +78,32 @@ def test_influence_shows_both_images_and_their_difference_on_one_scale_for_each_
     limits = [picture.get_clim() for picture in (shown[1], shown[4], shown[6])]
     assert limits[0] == limits[1] == (0, limits[2][1]) and limits[2][0] == -limits[2][1]
     assert 0.9 < limits[2][1] < 1, "the diagonal has no say in the scale"
+
+
+def test_mistakes_shows_confusion_calibration_and_the_surest_wrong_answers():
+    rng = np.random.default_rng(0)
+    labels, predicted, confidence = rng.integers(0, 3, 200), rng.integers(0, 3, 200), rng.random(200)
+    images, found = rng.random((200, 4, 4, 3)), evaluation.tables(labels, predicted, confidence, ["a", "b", "c"])
+    figure = plots.mistakes(images, found)
+    matrix, *pictures = drawn(figure)
+    counts = np.array([[((labels == i) & (predicted == j)).sum() for j in range(3)] for i in range(3)])
+    np.testing.assert_allclose(matrix, counts / counts.sum(axis=1, keepdims=True))
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["a", "b", "c"]
+    curve = figure.axes[1].lines[1].get_xydata()
+    np.testing.assert_array_equal(curve, [row[:2] for row in found["calibration"][1:]])
+    wrong = found["mistakes"][1:17]
+    np.testing.assert_array_equal(pictures, [images[row[0]] for row in wrong])
+    titles = [ax.get_title() for ax in figure.axes[2:]]
+    assert titles == [f"{name}\ntaken for {other}\n{share:.0%}" for _, name, other, share in wrong]
+    assert not plt.get_fignums()
+
+
+def test_mistakes_takes_few_and_classes_that_are_many_or_empty():
+    labels = np.zeros(50, int)
+    found = evaluation.tables(labels, np.arange(50) // 48, np.ones(50), [str(i) for i in range(30)])
+    figure = plots.mistakes(np.zeros((50, 4, 4, 3)), found)
+    matrix, *pictures = drawn(figure)
+    assert len(pictures) == 2 and not matrix[1:].any() and not figure.axes[0].get_yticklabels()
 
 
 def test_curves_are_the_histories():

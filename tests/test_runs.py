@@ -171,6 +171,10 @@ def test_from_the_predictions_anyone_counts_what_the_card_says(tmp_path):
     by_class = [right[0::2].mean(), right[1::2].mean(), None]
     assert card["test_accuracy_by_class"] == by_class
     temperature = card["calibration"]["temperature"]
+    shares = np.exp(logits / temperature)
+    expected = (shares / shares.sum(axis=1, keepdims=True)).max(axis=1)
+    assert saved["confidence"].dtype == np.float16
+    np.testing.assert_allclose(saved["confidence"], expected, atol=1e-3)
     assert temperature == pytest.approx(evaluation.temperature(validation, data.validation.labels), rel=1e-3)
     for key, t in (("error", 1), ("error_at_temperature", temperature)):
         expected = evaluation.calibration_error(logits, data.test.labels, t)

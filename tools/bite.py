@@ -187,7 +187,7 @@ BUGS = {
         "    if False:\n        pass",
         "convmixer",
     ),
-    "validation images left in training": ("data.py", "_take(whole, ~chosen)", "whole", "convmixer"),
+    "validation images left in training": ("data.py", "whole.take(~chosen)", "whole", "convmixer"),
     "unknown parameters pass": ("parameters.py", 'extra="forbid"', 'extra="ignore"', "convmixer"),
     "the average takes the weights' place": (
         "training.py",
@@ -232,11 +232,11 @@ BUGS = {
     "the best epoch off by one": ("runs.py", "progress.best_epoch + 1", "progress.best_epoch", "convmixer"),
     "the last tenth trains as well": (
         "data.py",
-        "parts, cifar = (_take(train, ~chosen),",
-        "parts, cifar = (_take(train, chosen | ~chosen),",
+        "parts, cifar = (train.take(~chosen),",
+        "parts, cifar = (train.take(chosen | ~chosen),",
         "convmixer",
     ),
-    "two class names swapped": ("data.py", "automobile bird cat", "automobile cat bird", "convmixer"),
+    "two class names swapped": ("sources.py", "automobile bird cat", "automobile cat bird", "convmixer"),
     "the camera's orientation ignored": ("pictures.py", "ImageOps.exif_transpose(image)", "image", "convmixer"),
     "pictures stretched": (
         "pictures.py",

@@ -28,9 +28,10 @@ from patchlib import markdown
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / ".mutants" / "results.jsonl"
-MODULES = ("data", "augment", "layers", "models", "cost", "optimizers", "training", "cards", "runs")
+MODULES = ("sources", "data", "augment", "layers", "models", "cost", "optimizers", "training", "cards", "runs")
 OWN_TESTS = {name: [f"tests/test_{name}.py"] for name in MODULES}
 OWN_TESTS["training"] += OWN_TESTS["runs"]
+OWN_TESTS["sources"] += OWN_TESTS["data"]
 TEXT_TESTS = ("test_project.py", "test_notebooks.py", "test_mutants.py")  # of the project's files, not of what they do
 PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-o", "addopts=", "-p", "no:cacheprovider"]
 OUTCOMES = ("own tests", "other tests", "timeout", "survived")

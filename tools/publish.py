@@ -192,8 +192,9 @@ def listed(found):
 _ABOUT = """# Results
 
 A folder for each run, with its card `run.json` and `predictions.npz`: for every test image, in the data set's order,
-its class (`label`), the class it's taken for (`predicted`) and the rank of the true one (`rank`, 0 where the answer is
-right). So accuracy, top-5, a confusion matrix or how far two networks agree can be counted without running anything.
+its class (`label`), the class it's taken for (`predicted`), in younger runs how probable that is (`confidence`), and
+the rank of the true one (`rank`, 0 where the answer is right). So accuracy, top-5, a confusion matrix or how far two
+networks agree can be counted without running anything.
 
 `weights/` has one trained network for each architecture, as `patchlib.load_model("cct-cifar10")` loads it, with a model
 card. All of this is what `python tools/publish.py runs/full` took from the runs of `make full`; `full.txt` has
@@ -220,8 +221,7 @@ metrics:
 import patchlib
 
 model = patchlib.load_model("{name}")
-picture = patchlib.load_picture("picture.jpg", model.input_shape[1:3])
-print(model.card["dataset"]["classes"][model.predict(picture[None])[0].argmax()])
+print(patchlib.classify(model, "picture.jpg"))
 ```
 
 {table}
