@@ -2,9 +2,9 @@
 
 Module order, which is the data's way; each module imports only what stands before it:
 ``backend -> files -> markdown -> parameters -> pictures -> data -> augment -> reference -> layers -> models -> cost ->
-optimizers -> training -> evaluation -> machine -> cards -> networks -> runs -> checks -> explain -> plots -> compare ->
-notebook -> plan -> batch -> cli``. A module is imported when it's first asked for, so what needs no Keras doesn't wait
-for it.
+optimizers -> training -> evaluation -> machine -> cards -> networks -> prediction -> runs -> checks -> explain ->
+plots -> compare -> notebook -> plan -> batch -> cli``. A module is imported when it's first asked for, so what needs no
+Keras doesn't wait for it.
 """
 
 import os
@@ -27,9 +27,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "parameters",
         "pictures",
         "plots",
+        "prediction",
         "reference",
         "runs",
         "training",
     },
-    {"data": ["load_data"], "networks": ["load_model"], "pictures": ["load_picture"], "runs": ["train"]},
+    {"data": ["load_data"], "networks": ["load_model"], "pictures": ["load_picture"], "prediction": ["classify"]}
+    | {"runs": ["train"]},
 )

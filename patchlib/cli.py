@@ -1,6 +1,7 @@
 """The command line: ``patchlib run``.
 
-A command is two functions: one that adds its parser, and one that does what was asked and returns the exit code.
+A command is two functions: one that adds its parser, and one that does what was asked and returns the exit code. The
+first needs the standard library alone, so help is there at once; the second imports what it needs.
 """
 
 import argparse
@@ -11,19 +12,19 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from patchlib import batch, cards, plan
-from patchlib.parameters import ARCHITECTURES
-
 
 def main(words: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     asked = _parser().parse_args(words)
+    from patchlib import plan
+
     try:
         return asked.do(asked)
     except plan.UsageError as error:
         reason = str(error)
     except ModuleNotFoundError as error:
-        reason = f"{error.name} isn't installed: pip install 'patchlib[notebooks]'."
+        unsaid = f"{error.name} isn't installed: pip install 'patchlib[notebooks]'."
+        reason = error.msg if "pip install" in error.msg else unsaid
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
@@ -53,7 +54,7 @@ def _add_run(commands):
     again = "What is finished is skipped, what was interrupted goes on where it stopped."
     codes = "Exit code: 0 all runs are finished, 1 some failed, 2 wrong usage, 130 interrupted."
     run = commands.add_parser("run", help=what, description=f"{what} {again}", epilog=codes, allow_abbrev=False)
-    run.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help=f"{', '.join(ARCHITECTURES)} (default: all)")
+    run.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="convmixer, cct, ... (default: all)")
     run.add_argument(
         "--tier", nargs="+", default=["smoke"], help="smoke (default), baseline, fast, tuned; one or several"
     )
@@ -77,7 +78,6 @@ def _add_run(commands):
         "--notebooks",
         dest="folder",
         type=Path,
-        default=plan.NOTEBOOKS,
         metavar="FOLDER",
         help="(default: the checkout's)",
     )
@@ -89,6 +89,8 @@ def _add_run(commands):
 
 
 def _run(asked):
+    from patchlib import batch, plan
+
     runs = plan.plan(asked)
     try:
         outcomes = batch.run_all(runs, asked.workers, asked.scheduler, asked.timeout)
@@ -117,6 +119,8 @@ def _table(outcomes):
 
 def _details(run, outcome):
     """A finished run's accuracy and files, and a command that classifies a picture with its model."""
+    from patchlib import cards
+
     folder = Path(os.path.relpath(run.folder))
     code = (
         f"import patchlib as p; model = p.load_model({json.dumps(str(folder))}); "

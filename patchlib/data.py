@@ -237,7 +237,7 @@ def _fingerprint(splits, classes) -> str:
 def _resized(split: Split, size: int) -> Split:
     if not size or split.images.shape[1:3] == (size, size):
         return split
-    return Split(np.stack([load_picture(Image.fromarray(image), size) for image in split.images]), split.labels)
+    return Split(np.stack([load_picture(image, size) for image in split.images]), split.labels)
 
 
 def _digits():

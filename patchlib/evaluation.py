@@ -29,13 +29,17 @@ def accuracy_by_class(rank: np.ndarray, labels: np.ndarray, num_classes: int) ->
     return [float((part == 0).mean()) if len(part) else None for part in of_class]
 
 
+def probabilities(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Logits (N, classes), divided by the temperature, as float64 that add up to 1 in each row."""
+    return special.softmax(logits.astype("float64") / temperature, axis=1)
+
+
 def calibration_error(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:
     """How far confidence and accuracy lie apart, on average over ``BINS`` bins of confidence of equal width.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks" (2017), eqs. 3 to 5.
     """
-    probabilities = special.softmax(logits.astype("float64") / temperature, axis=1)
-    confidence, right = probabilities.max(axis=1), ranks(logits, labels) == 0
+    confidence, right = probabilities(logits, temperature).max(axis=1), ranks(logits, labels) == 0
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     gaps = [abs((confidence - right)[bins == b].sum()) for b in range(BINS)]
     return float(sum(gaps) / len(labels))

@@ -8,33 +8,56 @@ import json
 import os
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from patchlib import layers  # noqa: F401, registers the layers with Keras
-from patchlib.backend import keras
 from patchlib.cards import CARD, MODEL
 from patchlib.files import user_path
 from patchlib.parameters import shown
 
+if TYPE_CHECKING:  # else a command would wait for Keras before it says that there's no such model
+    from patchlib.backend import keras
+
 PUBLISHED = Path(__file__).parents[1] / "results" / "weights"
 
 
-def save(model: keras.Model, card: dict, path: str | os.PathLike) -> None:
+def save(model: "keras.Model", card: dict, path: str | os.PathLike) -> None:
     """Save a model, uncompiled, and its run card into a ``.keras`` file."""
+    from patchlib.backend import keras
+
     bare = keras.Model(model.inputs, model.outputs, name=model.name)  # compiled, loading would need the schedule
     bare.save(path)
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(CARD, json.dumps(card))
 
 
-def load_model(source: str | os.PathLike) -> keras.Model:
+def load_model(source: str | os.PathLike) -> "keras.Model":
     """A trained model: a published one by its name, a run's by its folder, or any in a ``.keras`` file.
 
     Args:
-        source: a name of ``published()`` such as "cct-cifar10", a folder, or a file.
+        source: see ``locate``.
 
     Returns:
         The model, from images 0 to 255 to logits, uncompiled. ``model.card`` is its run card, with the names of the
         classes under ``["dataset"]["classes"]``, or None if the file has none.
+
+    Raises:
+        ValueError: there is no such network, or the file isn't a Keras model.
+    """
+    path = locate(source)
+    from patchlib import layers  # noqa: F401, registers the layers with Keras
+    from patchlib.backend import keras
+
+    model = keras.saving.load_model(path, compile=False)
+    with zipfile.ZipFile(path) as archive:
+        model.card = json.loads(archive.read(CARD)) if CARD in archive.namelist() else None
+    return model
+
+
+def locate(source: str | os.PathLike) -> Path:
+    """The file of a trained model, found without Keras.
+
+    Args:
+        source: a name of ``published()`` such as "cct-cifar10", a run's folder, or a ``.keras`` file.
 
     Raises:
         ValueError: there is no such network, or the file isn't a Keras model.
@@ -49,10 +72,18 @@ def load_model(source: str | os.PathLike) -> keras.Model:
         raise ValueError(f"no model: received {shown(str(source))}, accepted: {names}a run's folder or a .keras file.")
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} isn't a Keras model: no zip archive.")
-    model = keras.saving.load_model(path, compile=False)
-    with zipfile.ZipFile(path) as archive:
-        model.card = json.loads(archive.read(CARD)) if CARD in archive.namelist() else None
-    return model
+    return path
+
+
+def classes(model: "keras.Model") -> list[str]:
+    """The names of a model's classes by its card; their numbers, if it has none."""
+    card = getattr(model, "card", None) or {}
+    return card.get("dataset", {}).get("classes") or [str(number) for number in range(model.output_shape[-1])]
+
+
+def temperature(model: "keras.Model") -> float:
+    """What a model's logits are divided by for probabilities, by its card; 1, if it has none."""
+    return (getattr(model, "card", None) or {}).get("calibration", {}).get("temperature", 1.0)
 
 
 def published() -> list[str]:

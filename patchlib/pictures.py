@@ -65,7 +65,8 @@ def load_picture(picture, size: int | tuple[int, int] | None = None) -> np.ndarr
     keeps its high byte, as Pillow does with 16-bit colour. Of several frames or pages it's the first.
 
     Args:
-        picture: a path, an open binary file, or a PIL image, which is left as it was.
+        picture: a path, an open binary file, a PIL image, which is left as it was, or an array (H, W) or (H, W, 1, 3
+            or 4): uint8, or uint16 for grey of 16 bits.
         size: pixels a side of a square, or (height, width) such as ``model.input_shape[1:3]``: the largest middle
             part of that shape is cut out and resized (bicubic), never stretched. None keeps the size.
 
@@ -77,6 +78,8 @@ def load_picture(picture, size: int | tuple[int, int] | None = None) -> np.ndarr
     """
     height_width = None if size is None else _height_width(size)
     try:
+        if isinstance(picture, np.ndarray):
+            picture = Image.fromarray(picture[..., 0] if picture.shape[2:] == (1,) else picture)
         image = _rgb(picture) if isinstance(picture, Image.Image) else _opened(picture)
     except Exception as error:  # broken bytes make decoders raise nearly anything
         named = isinstance(picture, (str, os.PathLike))
@@ -89,9 +92,7 @@ def photographs(size: int) -> np.ndarray:
     """Two colour photographs that scikit-learn ships, a temple and a flower: uint8 (2, size, size, 3)."""
     from sklearn.datasets import load_sample_image  # here, because scikit-learn takes a second to import
 
-    return np.stack(
-        [load_picture(Image.fromarray(load_sample_image(name)), size) for name in ("china.jpg", "flower.jpg")]
-    )
+    return np.stack([load_picture(load_sample_image(name), size) for name in ("china.jpg", "flower.jpg")])
 
 
 def _height_width(size):

@@ -44,14 +44,15 @@ def plan(asked: argparse.Namespace) -> list[Run]:
         UsageError: a notebook, a tier, a parameter or a data set is unknown or not accepted.
     """
     settings, seeds, runs = _settings(asked.settings), list(_seeds(asked)), []
+    folder = asked.folder or NOTEBOOKS
     for architecture in dict.fromkeys(asked.notebooks or ARCHITECTURES):
         _refuse_unknown("notebook", architecture, ARCHITECTURES)
-        notebook = asked.folder.absolute() / f"{architecture}.ipynb"
+        notebook = folder.absolute() / f"{architecture}.ipynb"
         smoke = _parameters_cell(notebook)
         kind = ARCHITECTURES[architecture]
         given = {name: kind.parse(name, text) for name, text in settings.items()}
         for tier in dict.fromkeys(asked.tier):
-            values = smoke | _tier(asked.folder / "tiers", architecture, tier) | given
+            values = smoke | _tier(folder / "tiers", architecture, tier) | given
             if isinstance(values.get("dataset"), str):
                 values["dataset"] = _dataset(values["dataset"], local=asked.scheduler is None)
             for seed in seeds:
@@ -59,8 +60,8 @@ def plan(asked: argparse.Namespace) -> list[Run]:
                     parameters = kind(**values | {"seed": seed, "run_dir": ""})
                 except ParameterError as error:
                     raise UsageError(f"{architecture}, tier {tier}: {error}") from None
-                folder = asked.out.absolute() / cards.folder_name(architecture, parameters, settings)
-                runs.append(Run(notebook, parameters, folder))
+                name = cards.folder_name(architecture, parameters, settings)
+                runs.append(Run(notebook, parameters, asked.out.absolute() / name))
     return sorted(runs, key=lambda run: seeds.index(run.parameters.seed))
 
 

@@ -1,0 +1,82 @@
+"""Pictures to answers: threads decode ahead of the model, which doesn't wait for them, and memory stays flat."""
+
+import io
+import itertools
+import numbers
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from patchlib import evaluation, networks
+from patchlib.pictures import DataError, load_picture
+
+if TYPE_CHECKING:
+    from patchlib.backend import keras
+
+BATCH = 128
+AHEAD = 3 * BATCH  # pictures that may be decoded while the model is at others
+
+
+def classify(model: "keras.Model", pictures, top: int = 5) -> list[dict[str, float]]:
+    """What a model takes pictures for.
+
+    Args:
+        model: from images 0 to 255 to logits, as ``load_model`` gives it.
+        pictures: one or several of what ``load_picture`` takes, of any size.
+        top: how many classes to name, at most.
+
+    Returns:
+        For each picture the most probable classes, by name, with their probabilities, the most probable first. That's
+        the softmax at the temperature in the model's card. Without a card the temperature is 1 and names are numbers.
+
+    Raises:
+        DataError: a picture can't be read, or ``top`` isn't accepted.
+    """
+    if isinstance(pictures, (str, os.PathLike, io.IOBase, Image.Image)) or getattr(pictures, "ndim", 4) < 4:
+        pictures = [pictures]
+    found = []
+    for answer in answers(model, pictures, top):
+        if isinstance(answer, DataError):
+            raise answer
+        found.append(answer)
+    return found
+
+
+def answers(model: "keras.Model", pictures: Iterable, top: int = 5) -> Iterator[dict[str, float] | DataError]:
+    """What ``classify`` returns, picture by picture; the error in place of a picture that can't be read."""
+    if not isinstance(top, numbers.Integral) or top < 1:
+        raise DataError(f"top: received {top!r}, accepted: a whole number from 1 on.")
+    pictures, ahead, size = iter(pictures), deque(), 0
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        while True:
+            for picture in itertools.islice(pictures, BATCH + AHEAD - len(ahead)):
+                ahead.append(pool.submit(_decoded, picture, model.input_shape[1:3]))
+            if not ahead:
+                return
+            batch = [ahead.popleft().result() for _ in range(min(BATCH, len(ahead)))]
+            images = [one for one in batch if not isinstance(one, DataError)]
+            size = max(size, len(images))  # a smaller batch is filled up, so that the backend compiles once
+            named = iter(_named(model, np.resize(images, (size, *model.input_shape[1:])), top) if images else ())
+            for one in batch:
+                yield one if isinstance(one, DataError) else next(named)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _decoded(picture, size):
+    try:
+        return load_picture(picture, size)
+    except DataError as error:
+        return error
+
+
+def _named(model, images, top):
+    shares = evaluation.probabilities(model.predict_on_batch(images), networks.temperature(model))
+    names, order = networks.classes(model), np.argsort(-shares, axis=1, kind="stable")[:, :top]
+    return [{names[i]: float(row[i]) for i in first} for row, first in zip(shares, order, strict=True)]
