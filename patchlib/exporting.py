@@ -1,0 +1,145 @@
+"""Trained networks for other programs: ONNX, LiteRT and TensorFlow's SavedModel.
+
+Keras' ``Model.export`` writes them, on TensorFlow. They take images as float32 (N, height, width, channels), 0 to 255,
+red first, any number at a time, and give logits (N, classes). With them, as ONNX' metadata or else as
+``metadata.json``, goes what a program has to know besides.
+"""
+
+import importlib.util
+import json
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from patchlib import networks, pictures
+from patchlib.backend import keras
+from patchlib.files import settle, user_path
+from patchlib.layers import kernels
+from patchlib.parameters import shown
+
+TOLERANCE = 1e-4  # of a logit
+
+
+class ExportError(RuntimeError):
+    """A network couldn't be converted, or the file gives other logits."""
+
+
+def export(model: keras.Model, to: str, path: str | os.PathLike) -> float:
+    """Write a network in another format, if the file's logits are the network's.
+
+    Both classify crops of two photographs, by ones and by threes. Everything is computed in float32, also of a network
+    that was trained in bfloat16.
+
+    Args:
+        model: from images 0 to 255 to logits, such as ``load_model`` gives.
+        to: "onnx", run by ONNX Runtime; "litert", by LiteRT's interpreter; or "saved_model", a folder, by TensorFlow.
+        path: of the new file or folder.
+
+    Returns:
+        The largest difference between a logit of the file and of the network, at most ``TOLERANCE``.
+
+    Raises:
+        ValueError: there is no such format, something has this path, or can't be written there, or Keras computes by
+            another backend than TensorFlow.
+        ModuleNotFoundError: what writes or runs the format isn't installed.
+        ExportError: it failed, or a logit differs by more; there is no file then.
+    """
+    path = user_path(path)
+    if to not in _FORMATS:
+        raise ValueError(f"format: received {shown(to)}, accepted: {', '.join(_FORMATS)}.")
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(f"Keras computes by {keras.backend.backend()}: to export, set KERAS_BACKEND=tensorflow.")
+    if path.exists():
+        raise ValueError(f"{path} is there already.")
+    keras_format, ending, needed, opened = _FORMATS[to]
+    for name in needed:
+        if not importlib.util.find_spec(name):
+            raise ModuleNotFoundError(f"{name} isn't installed: pip install 'patchlib[export]'.", name=name)
+    # By a processor: a GPU would round what goes into matrix products.
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder, keras.device("cpu"):
+        file = Path(folder, f"network{ending}")
+        network, images = _in_float32(model), _crops(*model.input_shape[1:])
+        expected = network.predict(images, verbose=0)
+        try:
+            with kernels.plain():
+                network.export(file, format=keras_format, verbose=False)
+            run = opened(file, _notes(model))
+            logits = np.concatenate([run(batch) for batch in np.split(images, (1, 2, 3))])
+        except Exception as error:  # converters raise nearly anything
+            raise ExportError(f"{model.name} can't be converted ({type(error).__name__}: {error}).") from error
+        apart = float(np.abs(logits - expected).max())
+        if not apart <= TOLERANCE:  # nor if it's no number
+            raise ExportError(f"{model.name}'s logits differ by {apart:.2g} after conversion, accepted: {TOLERANCE}.")
+        settle(file, path)
+    return apart
+
+
+def _notes(model):
+    """What a program has to know besides: an image's shape and range, the classes, and the temperature of the card."""
+    return {
+        "name": model.name,
+        "image_shape": model.input_shape[1:],
+        "image_range": (0, 255),
+        "classes": networks.classes(model),
+        "temperature": networks.temperature(model),
+    }
+
+
+def _in_float32(model):
+    """A copy that computes in float32, from one tensor to one."""
+    images = keras.Input(model.input_shape[1:], name="images")
+    copy = keras.models.clone_model(
+        model, clone_function=lambda layer: type(layer).from_config(layer.get_config() | {"dtype": "float32"})
+    )
+    copy.set_weights(model.get_weights())
+    return keras.Model(images, copy(images, training=False), name=model.name)  # left out, Resizing would say True
+
+
+def _crops(height, width, channels):
+    """Three parts of each of two photographs: float32 (6, height, width, channels)."""
+    side = max(height, width)
+    photographs = pictures.photographs(2 * side)
+    crops = [photo[at : at + height, at : at + width] for photo in photographs for at in (0, side // 2, side)]
+    return np.stack(crops)[..., np.arange(channels) % 3].astype("float32")
+
+
+def _onnx(file, notes):
+    """Put the notes into the file; return the function that runs it."""
+    import onnx
+    import onnxruntime
+
+    network = onnx.load(file)
+    onnx.helper.set_model_props(network, {name: json.dumps(note) for name, note in notes.items()})
+    onnx.save(network, file)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"images": images})[0]
+
+
+def _litert(file, notes):
+    """The same. LiteRT's place for other files is a zip archive at the end."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("metadata.json", json.dumps(notes))
+    run = Interpreter(model_content=file.read_bytes()).get_signature_runner()
+    return lambda images: run(images=images)["output_0"]
+
+
+def _saved_model(folder, notes):
+    """The same."""
+    import tensorflow as tf
+
+    (folder / "metadata.json").write_text(json.dumps(notes))
+    network = tf.saved_model.load(folder)
+    return lambda images: network.serve(images).numpy()
+
+
+# {name: (Keras' name, ending, what has to be installed, what opens it)}
+_FORMATS = {
+    "onnx": ("onnx", ".onnx", ("onnx", "onnxruntime", "tf2onnx"), _onnx),
+    "litert": ("litert", ".tflite", ("ai_edge_litert",), _litert),
+    "saved_model": ("tf_saved_model", "", (), _saved_model),
+}
