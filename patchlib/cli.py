@@ -1,14 +1,17 @@
-"""The command line: ``patchlib run``.
+"""The command line: ``patchlib run`` and ``patchlib predict``.
 
 A command is two functions: one that adds its parser, and one that does what was asked and returns the exit code. The
 first needs the standard library alone, so help is there at once; the second imports what it needs.
 """
 
 import argparse
+import csv
+import itertools
 import json
 import os
 import shlex
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -16,26 +19,33 @@ from pathlib import Path
 def main(words: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     asked = _parser().parse_args(words)
-    from patchlib import plan
+    from patchlib import files, networks, pictures, plan
 
     try:
-        return asked.do(asked)
-    except plan.UsageError as error:
-        reason = str(error)
+        code = asked.do(asked)
+        sys.stdout.flush()
+        return code
+    except (plan.UsageError, pictures.DataError, networks.ModelError, files.PathError) as error:
+        code, reason = 2, str(error)
     except ModuleNotFoundError as error:
         unsaid = f"{error.name} isn't installed: pip install 'patchlib[notebooks]'."
-        reason = error.msg if "pip install" in error.msg else unsaid
+        code, reason = 2, error.msg if "pip install" in error.msg else unsaid
+    except BrokenPipeError:  # whoever reads the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        code, reason = 1, str(error)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
     print(f"patchlib {asked.command}: {reason}", file=sys.stderr)
-    return 2
+    return code
 
 
 def _parser():
     parser = argparse.ArgumentParser(prog="patchlib", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    for add in (_add_run,):
+    for add in (_add_run, _add_predict):
         add(commands)
     return parser
 
@@ -122,17 +132,107 @@ def _details(run, outcome):
     from patchlib import cards
 
     folder = Path(os.path.relpath(run.folder))
-    code = (
-        f"import patchlib as p; model = p.load_model({json.dumps(str(folder))}); "
-        'classes = model.card["dataset"]["classes"]; '
-        'pixels = p.load_picture("picture.jpg", model.input_shape[1:3]); '
-        "print(classes[model.predict(pixels[None], verbose=0).argmax()])"
-    )
+    command = [os.path.relpath(sys.executable), "-m", "patchlib", "predict", str(folder), "picture.jpg"]
     lines = {
         "test accuracy": f"{outcome.accuracy:.4f}",
         "notebook": folder / run.notebook.name,
         "run card": folder / cards.CARD,
         "model": folder / cards.MODEL,
-        "classify a picture": shlex.join([os.path.relpath(sys.executable), "-c", code]),
+        "classify a picture": shlex.join(command),
     }
     return "\n".join(f"{name}: {value}" for name, value in lines.items())
+
+
+def _add_predict(commands):
+    what = "Classify pictures with a trained network."
+    example = "Example: patchlib predict cct-cifar10 photos/ 'more/*.png' --top 1 --csv answers.csv."
+    codes = "Exit code: 0 all pictures are classified, 1 some can't be read, 2 wrong usage, 130 interrupted."
+    predict = commands.add_parser(
+        "predict", help=what, description=what, epilog=f"{example} {codes}", allow_abbrev=False
+    )
+    _add_model(predict)
+    predict.add_argument("paths", nargs="+", metavar="PATH", help="a picture, a folder of them, or a quoted pattern")
+    predict.add_argument("--top", type=_number(1), default=5, metavar="N", help="how many classes to name (default: 5)")
+    form = predict.add_mutually_exclusive_group()
+    form.add_argument("--csv", metavar="FILE", help="write a row for each picture there; - is standard output")
+    form.add_argument("--json", metavar="FILE", help="write a list of objects there; - is standard output")
+    predict.set_defaults(do=_predict)
+
+
+def _add_model(command):
+    command.add_argument("model", metavar="MODEL", help="such as cct-cifar10, a run's folder or a .keras file")
+
+
+def _predict(asked):
+    from patchlib import files, networks, pictures
+
+    networks.locate(asked.model)
+    paths, target, broken = pictures.expand(asked.paths), asked.csv or asked.json or "-", []
+    if target != "-":
+        target = _writable("--csv" if asked.csv else "--json", target)
+    model = networks.load_model(asked.model)
+
+    def write(path):
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            _answer(asked, model, paths, broken, file)
+
+    if target == "-":
+        _answer(asked, model, paths, broken, sys.stdout)
+    else:
+        files.put(target, write)
+    if broken:
+        print(f"{len(broken)} of {len(paths)} pictures can't be read", file=sys.stderr)
+    return 1 if broken else 0
+
+
+def _answer(asked, model, paths, broken, file):
+    """Write what each picture is taken for, as it's known: as CSV, JSON or a table."""
+    from patchlib import networks
+
+    answered, names = _answered(model, paths, asked.top, broken, file), networks.classes(model)
+    if asked.csv:
+        rows = csv.writer(file, lineterminator="\n")
+        places = range(1, min(asked.top, len(names)) + 1)
+        rows.writerow(["path", *(f"{kind}_{place}" for place in places for kind in ("class", "probability"))])
+        rows.writerows([path, *itertools.chain(*answer.items())] for path, answer in answered)
+    elif asked.json:
+        file.write("[")
+        for number, (path, answer) in enumerate(answered):
+            file.write(f"{',' if number else ''}\n{json.dumps({'path': path, 'classes': answer})}")
+        file.write("\n]\n")
+    else:
+        width, longest = (max(map(len, map(str, texts))) for texts in (paths, names))
+        for path, answer in answered:
+            columns = (f"  {share:6.1%} {name:{longest}}" for name, share in answer.items())
+            print(f"{path:{width}}{''.join(columns)}".rstrip(), file=file)
+
+
+def _writable(option, name):
+    """The path of what is to be written; refused before any work, if its folder can't be written into."""
+    from patchlib import files, plan
+
+    path = files.user_path(name)
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise plan.UsageError(f"{option} {name}: {path.parent} can't be written into ({error.strerror}).") from None
+    return path
+
+
+def _answered(model, paths, top, broken, file):
+    """Each picture's path and answer; one that can't be read is a line on stderr and goes into ``broken``.
+
+    There's a bar, unless the lines on the terminal show how far it is.
+    """
+    from tqdm import tqdm
+
+    from patchlib import prediction
+
+    hidden = file.isatty() or not sys.stderr.isatty()
+    stream = tqdm(prediction.answers(model, paths, top), total=len(paths), unit="picture", disable=hidden)
+    for path, answer in zip(paths, stream, strict=True):
+        if isinstance(answer, prediction.DataError):
+            broken.append(path)
+            tqdm.write(f"patchlib predict: {answer}", file=sys.stderr)
+        else:
+            yield str(path).encode(errors="backslashreplace").decode(), answer  # names needn't be UTF-8

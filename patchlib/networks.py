@@ -20,6 +20,10 @@ if TYPE_CHECKING:  # else a command would wait for Keras before it says that the
 PUBLISHED = Path(__file__).parents[1] / "results" / "weights"
 
 
+class ModelError(ValueError):
+    """A model is unknown, missing or broken."""
+
+
 def save(model: "keras.Model", card: dict, path: str | os.PathLike) -> None:
     """Save a model, uncompiled, and its run card into a ``.keras`` file."""
     from patchlib.backend import keras
@@ -41,13 +45,16 @@ def load_model(source: str | os.PathLike) -> "keras.Model":
         classes under ``["dataset"]["classes"]``, or None if the file has none.
 
     Raises:
-        ValueError: there is no such network, or the file isn't a Keras model.
+        ModelError: there is no such network, or the file isn't a Keras model.
     """
     path = locate(source)
     from patchlib import layers  # noqa: F401, registers the layers with Keras
     from patchlib.backend import keras
 
-    model = keras.saving.load_model(path, compile=False)
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except Exception as error:  # what is no Keras model makes it raise nearly anything
+        raise ModelError(f"{path} can't be loaded ({' '.join(str(error).split())})") from error
     with zipfile.ZipFile(path) as archive:
         model.card = json.loads(archive.read(CARD)) if CARD in archive.namelist() else None
     return model
@@ -60,7 +67,7 @@ def locate(source: str | os.PathLike) -> Path:
         source: a name of ``published()`` such as "cct-cifar10", a run's folder, or a ``.keras`` file.
 
     Raises:
-        ValueError: there is no such network, or the file isn't a Keras model.
+        ModelError: there is no such network, or the file isn't a Keras model.
     """
     path = user_path(source)
     if str(source) in published():
@@ -69,9 +76,9 @@ def locate(source: str | os.PathLike) -> Path:
         path = path / MODEL
     if not path.exists():
         names = f"a trained network ({', '.join(published())}), " if published() else ""
-        raise ValueError(f"no model: received {shown(str(source))}, accepted: {names}a run's folder or a .keras file.")
+        raise ModelError(f"no model: received {shown(str(source))}, accepted: {names}a run's folder or a .keras file.")
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} isn't a Keras model: no zip archive.")
+        raise ModelError(f"{path} isn't a Keras model: no zip archive.")
     return path
 
 

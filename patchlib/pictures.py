@@ -1,13 +1,17 @@
 """Picture files, found and read: one reader for training and prediction, so that both see the same pixels."""
 
 import functools
+import glob
 import numbers
 import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from patchlib.files import user_path
 
 # Data, films, and drawings that another program has to paint.
 _NOT_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
@@ -58,6 +62,26 @@ def find_pictures(folder: Path) -> tuple[list[Path], Counter[str]]:
     return pictures, others
 
 
+def expand(words: Iterable[str | os.PathLike]) -> list[Path]:
+    """The files meant by paths, folders and patterns such as "photos/**/*.jpg", each once.
+
+    A folder stands for the pictures below it. Whether the other files are pictures isn't looked at.
+
+    Raises:
+        DataError: there's nothing at one of them, or no picture in a folder.
+        PathError: one can't be a path.
+    """
+    found = {}
+    for word in words:
+        path = user_path(word)
+        paths = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+        if not paths:
+            raise DataError(f"received {str(word)!r}: there is no such file or folder, and no file of that pattern.")
+        for path in paths:
+            found |= dict.fromkeys(find_pictures(path)[0] if path.is_dir() else [path])
+    return list(found)
+
+
 def load_picture(picture, size: int | tuple[int, int] | None = None) -> np.ndarray:
     """A picture's pixels, as training and prediction see them.
 
@@ -85,7 +109,8 @@ def load_picture(picture, size: int | tuple[int, int] | None = None) -> np.ndarr
         named = isinstance(picture, (str, os.PathLike))
         name = os.fspath(picture) if named else f"this {type(picture).__name__}"
         raise DataError(f"{name} can't be read as a picture ({error}).") from error
-    return np.array(ImageOps.fit(image, height_width[::-1]) if height_width else image)
+    fits = height_width in (None, image.size[::-1])
+    return np.array(image if fits else ImageOps.fit(image, height_width[::-1]))
 
 
 def photographs(size: int) -> np.ndarray:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from patchlib.backend import keras
 
 BATCH = 128
+CHUNK = 16  # pictures that a thread decodes in one go
 AHEAD = 3 * BATCH  # pictures that may be decoded while the model is at others
 
 
@@ -55,11 +56,11 @@ def answers(model: "keras.Model", pictures: Iterable, top: int = 5) -> Iterator[
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         while True:
-            for picture in itertools.islice(pictures, BATCH + AHEAD - len(ahead)):
-                ahead.append(pool.submit(_decoded, picture, model.input_shape[1:3]))
+            while len(ahead) < (BATCH + AHEAD) // CHUNK and (chunk := list(itertools.islice(pictures, CHUNK))):
+                ahead.append(pool.submit(_decoded, chunk, model.input_shape[1:3]))
             if not ahead:
                 return
-            batch = [ahead.popleft().result() for _ in range(min(BATCH, len(ahead)))]
+            batch = [one for _ in range(min(BATCH // CHUNK, len(ahead))) for one in ahead.popleft().result()]
             images = [one for one in batch if not isinstance(one, DataError)]
             size = max(size, len(images))  # a smaller batch is filled up, so that the backend compiles once
             named = iter(_named(model, np.resize(images, (size, *model.input_shape[1:])), top) if images else ())
@@ -69,11 +70,14 @@ def answers(model: "keras.Model", pictures: Iterable, top: int = 5) -> Iterator[
         pool.shutdown(cancel_futures=True)
 
 
-def _decoded(picture, size):
-    try:
-        return load_picture(picture, size)
-    except DataError as error:
-        return error
+def _decoded(pictures, size):
+    found = []
+    for picture in pictures:
+        try:
+            found.append(load_picture(picture, size))
+        except DataError as error:
+            found.append(error)
+    return found
 
 
 def _named(model, images, top):

@@ -1,17 +1,22 @@
-"""`patchlib run` as a command: what it refuses, and what it says of runs that stand finished."""
+"""The commands: what they refuse, what `run` says of runs that stand finished, and what `predict` writes."""
 
+import csv
 import json
 import os
 import subprocess
 import sys
 
+import keras
+import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("distributed", reason="it comes with the notebooks' extra")
 
 from test_plan import planned
 
-from patchlib import cli
+import patchlib
+from patchlib import cli, models, networks
 
 
 @pytest.mark.parametrize(
@@ -76,7 +81,9 @@ def test_a_finished_run_is_older_than_a_parameter(tmp_path, monkeypatch, capsys)
 
 def test_the_command_needs_neither_keras_nor_papermill_to_say_what_is_finished():
     modules = "{'keras', 'papermill', 'distributed', 'sklearn'}"
-    program = f"import sys; sys.argv = ['patchlib']; import patchlib.cli; print({modules} & {{*sys.modules}})"
+    program = (
+        f"import sys; sys.argv = ['patchlib']; import patchlib.cli, patchlib.batch; print({modules} & {{*sys.modules}})"
+    )
     printed = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ
     )
@@ -96,3 +103,125 @@ def test_no_scheduler_is_said_in_a_sentence(monkeypatch, tmp_path, capsys):
     assert cli.main(["run", "cct", "--scheduler", "tcp://127.0.0.1:1"]) == 2
     assert "nothing answers at tcp://127.0.0.1:1 (refused)" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+NAMES = ["cat", "dog", "emu"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The folder of a run that knows three classes."""
+    keras.utils.set_random_seed(0)
+    folder = tmp_path_factory.mktemp("run")
+    card = {"dataset": {"classes": NAMES}, "calibration": {"temperature": 0.5}}
+    networks.save(models.convmixer((16, 16, 3), 3, dim=8, depth=1), card, folder / "model.keras")
+    return str(folder)
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """Seven pictures of different sizes, of which one is broken, in nested folders, and a text."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(["a.png", "b.png", "deep/c.jpg", "deep/er/d.png", "e.webp", "f.png"]):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20 + number, 16, 3), dtype="uint8")).save(path)
+    (tmp_path / "photos" / "broken.png").write_text("no picture")
+    (tmp_path / "photos" / "notes.txt").write_text("no picture")
+    return [f"photos/{name}" for name in ("a.png", "b.png", "deep/c.jpg", "deep/er/d.png", "e.webp", "f.png")]
+
+
+def answered(model, paths, top=5):
+    return patchlib.classify(networks.load_model(model), paths, top)
+
+
+def test_predict_writes_a_line_for_each_picture_and_one_on_stderr_for_a_broken_one(model, photos, capsys):
+    assert cli.main(["predict", model, "photos"]) == 1
+    output, error = capsys.readouterr()
+    for line, path, answer in zip(output.splitlines(), photos, answered(model, photos), strict=True):
+        words = [word for name, share in answer.items() for word in (f"{share:.1%}", name)]
+        assert line.split() == [path, *words]
+    broken, count = error.splitlines()
+    assert "photos/broken.png can't be read" in broken and count == "1 of 7 pictures can't be read"
+
+
+def test_predict_takes_pictures_folders_and_patterns_each_picture_once(model, photos, capsys):
+    assert cli.main(["predict", model, "photos/e.webp", "photos/deep", "photos/**/[bd].png", "--top", "1"]) == 0
+    output, error = capsys.readouterr()
+    assert [line.split()[0] for line in output.splitlines()] == [photos[i] for i in (4, 2, 3, 1)] and not error
+    assert {len(line.split()) for line in output.splitlines()} == {3}
+
+
+@pytest.mark.parametrize("where", ["-", "answers"])
+def test_csv_and_json_hold_what_classify_says(model, photos, capsys, tmp_path, where):
+    written, expected = {}, answered(model, photos, 2)
+    for kind in ("csv", "json"):
+        assert cli.main(["predict", model, *photos, "--top", "2", f"--{kind}", where]) == 0
+        written[kind] = capsys.readouterr().out if where == "-" else (tmp_path / where).read_text()
+    objects = json.loads(written["json"])
+    assert objects == [{"path": path, "classes": answer} for path, answer in zip(photos, expected, strict=True)]
+    assert [list(found["classes"]) for found in objects] == [list(answer) for answer in expected]
+    head, *rows = csv.reader(written["csv"].splitlines())
+    assert head == ["path", "class_1", "probability_1", "class_2", "probability_2"]
+    flat = [
+        [path, *(str(x) for pair in answer.items() for x in pair)]
+        for path, answer in zip(photos, expected, strict=True)
+    ]
+    assert rows == flat
+    assert {path.name for path in tmp_path.iterdir()} == {"photos"} | ({where} - {"-"})
+
+
+def test_where_no_picture_can_be_read_csv_and_json_are_whole(model, photos, capsys):
+    assert cli.main(["predict", model, "photos/broken.png", "--json", "-"]) == 1
+    assert json.loads(capsys.readouterr().out) == []
+    assert cli.main(["predict", model, "photos/broken.png", "--csv", "-", "--top", "9"]) == 1
+    assert len(capsys.readouterr().out.splitlines()[0].split(",")) == 1 + 2 * len(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("predict cct-cifar11 photos", ["no model", "'cct-cifar11'", "cct-cifar10"]),
+        ("predict photos/notes.txt photos", ["notes.txt isn't a Keras model"]),
+        ("predict cct-cifar10 photos/a.png nowhere", ["'nowhere'", "no such file or folder"]),
+        ("predict cct-cifar10 photos/*.tif", ["'photos/*.tif'", "no file of that pattern"]),
+        ("predict cct-cifar10 empty", ["empty has no picture"]),
+        ("predict cct-cifar10 ~nobody-of-this-name", ["isn't a path"]),
+        ("predict cct-cifar10 photos --csv nowhere/a.csv", ["--csv nowhere/a.csv", "can't be written", "No such file"]),
+    ],
+)
+def test_wrong_usage_is_said_before_keras_is_there(photos, tmp_path, words, said):
+    (tmp_path / "empty").mkdir()
+    program = (
+        f"import sys; from patchlib import cli; code = cli.main({words.split()}); print(code, 'keras' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ)
+    assert done.stdout == "2 False\n" and done.stderr.count("\n") == 1
+    assert all(word in done.stderr for word in [words.split()[0], *said]), done.stderr
+
+
+def test_what_keras_cannot_load_is_said_in_a_sentence(photos, capsys, tmp_path):
+    np.savez(tmp_path / "weights.keras.npz", np.zeros(3))
+    assert cli.main(["predict", "weights.keras.npz", "photos"]) == 2
+    output, error = capsys.readouterr()
+    assert "weights.keras.npz can't be loaded (" in error and (output, error.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt, 130), (OSError(28, "No space left"), 1)])
+def test_interruption_and_failure_have_codes_of_their_own(model, photos, monkeypatch, capsys, raised, code):
+    def stop(*args):
+        raise raised
+
+    monkeypatch.setattr(networks, "load_model", stop)
+    assert cli.main(["predict", model, "photos"]) == code
+    assert "Traceback" not in (error := capsys.readouterr().err) and error.strip()
+
+
+def test_who_reads_the_output_may_leave(model, photos):
+    command = [sys.executable, "-m", "patchlib", "predict", model, "photos/a.png"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    ) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == ("", 1)
