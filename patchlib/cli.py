@@ -1,4 +1,4 @@
-"""The command line: ``patchlib run`` and ``patchlib predict``.
+"""The command line: ``patchlib run``, ``patchlib predict`` and ``patchlib export``.
 
 A command is two functions: one that adds its parser, and one that does what was asked and returns the exit code. The
 first needs the standard library alone, so help is there at once; the second imports what it needs.
@@ -14,6 +14,8 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+
+_ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "saved_model": "-saved_model"}
 
 
 def main(words: list[str] | None = None) -> int:
@@ -45,7 +47,7 @@ def main(words: list[str] | None = None) -> int:
 def _parser():
     parser = argparse.ArgumentParser(prog="patchlib", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    for add in (_add_run, _add_predict):
+    for add in (_add_run, _add_predict, _add_export):
         add(commands)
     return parser
 
@@ -236,3 +238,33 @@ def _answered(model, paths, top, broken, file):
             tqdm.write(f"patchlib predict: {answer}", file=sys.stderr)
         else:
             yield str(path).encode(errors="backslashreplace").decode(), answer  # names needn't be UTF-8
+
+
+def _add_export(commands):
+    what = "Write a trained network in a format that runs without patchlib, if it gives the same logits there."
+    example = "Example: patchlib export cct-cifar10 --to onnx --out cct.onnx."
+    codes = "Exit code: 0 the file is written, 1 the network can't be converted, 2 wrong usage, 130 interrupted."
+    export = commands.add_parser("export", help=what, description=what, epilog=f"{example} {codes}", allow_abbrev=False)
+    _add_model(export)
+    export.add_argument("--to", choices=_ENDINGS, required=True, help="saved_model is a folder, others are a file")
+    export.add_argument("--out", metavar="FILE", help="what to write, which must be new (default: MODEL.onnx, ...)")
+    export.set_defaults(do=_export)
+
+
+def _export(asked):
+    from patchlib import networks, plan
+
+    networks.locate(asked.model)
+    name = Path(asked.model).absolute().name.removesuffix(".keras")
+    path = _writable("--out", asked.out or f"{name}{_ENDINGS[asked.to]}")
+    from patchlib import exporting
+
+    try:
+        apart = exporting.export(networks.load_model(asked.model), asked.to, path)
+    except exporting.ExportError as error:
+        print(f"patchlib export: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        raise plan.UsageError(str(error)) from None
+    print(f"{path}: its logits for crops of two photographs are the network's to {apart:.1g}")
+    return 0

@@ -9,13 +9,14 @@ import importlib.util
 import json
 import os
 import tempfile
+import textwrap
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from patchlib import networks, pictures
-from patchlib.backend import keras
+from patchlib.backend import keras, quiet
 from patchlib.files import settle, user_path
 from patchlib.layers import kernels
 from patchlib.parameters import shown
@@ -42,10 +43,10 @@ def export(model: keras.Model, to: str, path: str | os.PathLike) -> float:
         The largest difference between a logit of the file and of the network, at most ``TOLERANCE``.
 
     Raises:
-        ValueError: there is no such format, something has this path, or can't be written there, or Keras computes by
-            another backend than TensorFlow.
+        ValueError: there is no such format, something has this path, or Keras' backend isn't TensorFlow.
         ModuleNotFoundError: what writes or runs the format isn't installed.
-        ExportError: it failed, or a logit differs by more; there is no file then.
+        OSError: the file can't be written.
+        ExportError: the conversion failed, or a logit differs by more; there is no file then.
     """
     path = user_path(path)
     if to not in _FORMATS:
@@ -54,27 +55,36 @@ def export(model: keras.Model, to: str, path: str | os.PathLike) -> float:
         raise ValueError(f"Keras computes by {keras.backend.backend()}: to export, set KERAS_BACKEND=tensorflow.")
     if path.exists():
         raise ValueError(f"{path} is there already.")
-    keras_format, ending, needed, opened = _FORMATS[to]
+    keras_format, needed, opened = _FORMATS[to]
     for name in needed:
         if not importlib.util.find_spec(name):
             raise ModuleNotFoundError(f"{name} isn't installed: pip install 'patchlib[export]'.", name=name)
-    # By a processor: a GPU would round what goes into matrix products.
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder, keras.device("cpu"):
-        file = Path(folder, f"network{ending}")
-        network, images = _in_float32(model), _crops(*model.input_shape[1:])
-        expected = network.predict(images, verbose=0)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
+        file = Path(folder, "network.tflite")  # an ending that Keras insists on for LiteRT; other formats take any
         try:
-            with kernels.plain():
-                network.export(file, format=keras_format, verbose=False)
-            run = opened(file, _notes(model))
-            logits = np.concatenate([run(batch) for batch in np.split(images, (1, 2, 3))])
+            apart = _convert(model, keras_format, opened, file)
         except Exception as error:  # converters raise nearly anything
-            raise ExportError(f"{model.name} can't be converted ({type(error).__name__}: {error}).") from error
-        apart = float(np.abs(logits - expected).max())
+            reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+            raise ExportError(f"{model.name} can't be converted ({reason}).") from error
         if not apart <= TOLERANCE:  # nor if it's no number
             raise ExportError(f"{model.name}'s logits differ by {apart:.2g} after conversion, accepted: {TOLERANCE}.")
         settle(file, path)
     return apart
+
+
+def _convert(model, keras_format, opened, file):
+    """Write the file; return how far its logits are from the network's.
+
+    On a processor: a GPU would round what goes into matrix products.
+    """
+    with keras.device("cpu"), quiet():
+        network, images = _in_float32(model), _crops(*model.input_shape[1:])
+        expected = network.predict(images, verbose=0)
+        with kernels.plain():
+            network.export(file, format=keras_format, verbose=False)
+        run = opened(file, _notes(model))
+        logits = np.concatenate([run(batch) for batch in np.split(images, (1, 2, 3))])
+    return float(np.abs(logits - expected).max())
 
 
 def _notes(model):
@@ -137,9 +147,9 @@ def _saved_model(folder, notes):
     return lambda images: network.serve(images).numpy()
 
 
-# {name: (Keras' name, ending, what has to be installed, what opens it)}
+# {name: (Keras' name, what has to be installed, what opens it)}
 _FORMATS = {
-    "onnx": ("onnx", ".onnx", ("onnx", "onnxruntime", "tf2onnx"), _onnx),
-    "litert": ("litert", ".tflite", ("ai_edge_litert",), _litert),
-    "saved_model": ("tf_saved_model", "", (), _saved_model),
+    "onnx": ("onnx", ("onnx", "onnxruntime", "tf2onnx"), _onnx),
+    "litert": ("litert", ("ai_edge_litert",), _litert),
+    "saved_model": ("tf_saved_model", (), _saved_model),
 }
