@@ -1,8 +1,9 @@
-"""The commands: what they refuse, what `run` says of runs that stand finished, and what `predict` writes."""
+"""The commands: what they refuse, what `run` says of runs that stand finished, what `predict` and `export` write."""
 
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ pytest.importorskip("distributed", reason="it comes with the notebooks' extra")
 from test_plan import planned
 
 import patchlib
-from patchlib import cli, models, networks
+from patchlib import cli, exporting, models, networks
 
 
 @pytest.mark.parametrize(
@@ -189,6 +190,8 @@ def test_where_no_picture_can_be_read_csv_and_json_are_whole(model, photos, caps
         ("predict cct-cifar10 empty", ["empty has no picture"]),
         ("predict cct-cifar10 ~nobody-of-this-name", ["isn't a path"]),
         ("predict cct-cifar10 photos --csv nowhere/a.csv", ["--csv nowhere/a.csv", "can't be written", "No such file"]),
+        ("export cct-cifar11 --to onnx", ["no model", "'cct-cifar11'", "cct-cifar10"]),
+        ("export cct-cifar10 --to onnx --out nowhere/a.onnx", ["--out nowhere/a.onnx", "can't be written"]),
     ],
 )
 def test_wrong_usage_is_said_before_keras_is_there(photos, tmp_path, words, said):
@@ -225,3 +228,23 @@ def test_who_reads_the_output_may_leave(model, photos):
     ) as process:
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) == ("", 1)
+
+
+def test_export_names_the_file_after_the_model_and_says_how_near_its_logits_are(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name = f"{os.path.basename(model)}-saved_model"
+    assert cli.main(["export", model, "--to", "saved_model"]) == 0
+    output, error = capsys.readouterr()
+    assert re.fullmatch(rf"{name}: .* to (0|\de-\d\d)\n", output) and not error
+    assert (tmp_path / name / "saved_model.pb").exists()
+    assert cli.main(["export", model, "--to", "saved_model"]) == 2
+    assert capsys.readouterr().err == f"patchlib export: {name} is there already.\n"
+
+
+def test_export_fails_where_logits_differ(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(exporting, "TOLERANCE", -1)
+    assert cli.main(["export", model, "--to", "saved_model", "--out", "network"]) == 1
+    output, error = capsys.readouterr()
+    assert error.startswith("patchlib export: convmixer's logits differ by ") and error.count("\n") == 1
+    assert (output, [*tmp_path.iterdir()]) == ("", [])
