@@ -29,10 +29,10 @@ class ExportError(RuntimeError):
 
 
 def export(model: keras.Model, to: str, path: str | os.PathLike) -> float:
-    """Write a network in another format, if the file's logits are the network's.
+    """Write a network in another format, if the file's logits are those of ``model.predict``.
 
-    Both classify crops of two photographs, by ones and by threes. Everything is computed in float32, also of a network
-    that was trained in bfloat16.
+    Both classify crops of two photographs, by ones and by threes. A network that computes in bfloat16 or float16 is
+    brought to float32 first.
 
     Args:
         model: from images 0 to 255 to logits, such as ``load_model`` gives.
@@ -80,8 +80,11 @@ def _convert(model, keras_format, opened, file):
     with keras.device("cpu"), quiet():
         network, images = _in_float32(model), _crops(*model.input_shape[1:])
         expected = network.predict(images, verbose=0)
+        inputs = keras.Input(images.shape[1:], name="images")
         with kernels.plain():
-            network.export(file, format=keras_format, verbose=False)
+            outputs = network(inputs, training=False)  # not left out, or Resizing would switch dropout on
+            form = {"format": keras_format, "input_signature": [inputs], "verbose": False}
+            keras.Model(inputs, outputs).export(file, **form)
         run = opened(file, _notes(model))
         logits = np.concatenate([run(batch) for batch in np.split(images, (1, 2, 3))])
     return float(np.abs(logits - expected).max())
@@ -99,13 +102,14 @@ def _notes(model):
 
 
 def _in_float32(model):
-    """A copy that computes in float32, from one tensor to one."""
-    images = keras.Input(model.input_shape[1:], name="images")
+    """The model, or if it computes in another dtype, a copy in float32."""
+    if all(layer.compute_dtype == "float32" for layer in model.layers):
+        return model
     copy = keras.models.clone_model(
         model, clone_function=lambda layer: type(layer).from_config(layer.get_config() | {"dtype": "float32"})
     )
     copy.set_weights(model.get_weights())
-    return keras.Model(images, copy(images, training=False), name=model.name)  # left out, Resizing would say True
+    return copy
 
 
 def _crops(height, width, channels):
