@@ -47,7 +47,7 @@ lock: .venv/ready  ## choose newer versions of everything
 	$(PY) -m uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 --all-extras \
 		--no-annotate --no-header pyproject.toml -o constraints.txt
 
-.venv/ready: EXTRAS := tensorflow,notebooks,test
+.venv/ready: EXTRAS := tensorflow,notebooks,export,test
 .venv-jax/ready: EXTRAS := jax,test
 .venv-torch/ready: EXTRAS := pytorch
 .venv/ready .venv-jax/ready .venv-torch/ready: pyproject.toml constraints.txt

@@ -2,9 +2,9 @@
 
 Module order, which is the data's way; each module imports only what stands before it:
 ``backend -> files -> markdown -> parameters -> pictures -> sources -> data -> augment -> reference -> layers -> models
--> cost -> optimizers -> training -> evaluation -> machine -> cards -> networks -> prediction -> runs -> checks ->
-explain -> plots -> compare -> notebook -> plan -> batch -> cli``. A module is imported when it's first asked for, so
-what needs no Keras doesn't wait for it.
+-> cost -> optimizers -> training -> evaluation -> machine -> cards -> networks -> prediction -> exporting -> runs ->
+checks -> explain -> plots -> compare -> notebook -> plan -> batch -> cli``. A module is imported when it's first asked
+for, so what needs no Keras doesn't wait for it.
 """
 
 import os
@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     {"augment", "cards", "checks", "compare", "cost", "data", "evaluation", "explain", "layers", "machine", "markdown"}
     | {
+        "exporting",
         "models",
         "networks",
         "notebook",
@@ -33,6 +34,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "sources",
         "training",
     },
-    {"data": ["load_data"], "networks": ["load_model"], "pictures": ["load_picture"], "prediction": ["classify"]}
-    | {"runs": ["train"]},
+    {"data": ["load_data"], "exporting": ["export"], "networks": ["load_model"], "pictures": ["load_picture"]}
+    | {"prediction": ["classify"], "runs": ["train"]},
 )

@@ -9,7 +9,7 @@ import sys
 
 
 @contextlib.contextmanager
-def _quiet():
+def quiet():
     """Nothing reaches file descriptor 2, which libraries in C++ write to; Python's own stderr goes on."""
     sys.stderr.flush()
     kept = os.dup(2)
@@ -22,7 +22,7 @@ def _quiet():
         os.close(kept)
 
 
-with _quiet():
+with quiet():
     try:
         import keras
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""The command line: ``patchlib run``, ``predict`` and ``evaluate``.
+"""The command line: ``patchlib run``, ``predict``, ``evaluate`` and ``export``.
 
 A command is two functions: one that adds its parser, and one that does what was asked and returns the exit code. The
 first needs the standard library alone, so help is there at once; the second imports what it needs.
@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+_ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "saved_model": "-saved_model"}
 _MODEL = "such as cct-cifar10, a run's folder or a .keras file"
 
 
@@ -45,7 +46,7 @@ def main(words: list[str] | None = None) -> int:
 def _parser():
     parser = argparse.ArgumentParser(prog="patchlib", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    for add in (_add_run, _add_predict, _add_evaluate):
+    for add in (_add_run, _add_predict, _add_evaluate, _add_export):
         add(commands)
     return parser
 
@@ -189,9 +190,7 @@ def _evaluate(asked):
 
     networks.locate(asked.model)
     plan.data_set(asked.data)
-    out = asked.out and asked.out.absolute()
-    if out and (out.exists() or not os.access(out.parent, os.W_OK)):
-        raise plan.UsageError(f"--out: received {asked.out}, accepted: a new folder in one that can be written into.")
+    out = asked.out and _new(asked.out)
     from patchlib import data, evaluation, markdown, plots, training  # not before, since they take seconds
 
     model = networks.load_model(asked.model)
@@ -216,4 +215,44 @@ def _evaluate(asked):
     names, *rows = tables["classes"]
     worst = sorted((row for row in rows if row[1]), key=lambda row: row[3])[:10]
     print(markdown.table(names, [(name, images, f"{p:.3f}", f"{r:.3f}") for name, images, p, r in worst]))
+    return 0
+
+
+def _new(path):
+    """Where something is to be written; refused before any work, if it's there already or can't be made."""
+    from patchlib import files, plan
+
+    path = files.user_path(path).absolute()
+    if path.exists() or not os.access(path.parent, os.W_OK):
+        raise plan.UsageError(f"--out: received {path}, accepted: a new name in a folder that can be written into.")
+    return path
+
+
+def _add_export(commands):
+    what = "Write a trained network in a format that runs without patchlib, if it gives the same logits there."
+    example = "Example: patchlib export cct-cifar10 --to onnx --out cct.onnx."
+    codes = "Exit code: 0 the file is written, 1 the network can't be converted, 2 wrong usage, 130 interrupted."
+    export = commands.add_parser("export", help=what, description=what, epilog=f"{example} {codes}", allow_abbrev=False)
+    export.add_argument("model", metavar="MODEL", help=_MODEL)
+    export.add_argument("--to", choices=_ENDINGS, required=True, help="saved_model is a folder, others are a file")
+    export.add_argument("--out", metavar="FILE", help="what to write, which must be new (default: MODEL.onnx, ...)")
+    export.set_defaults(do=_export)
+
+
+def _export(asked):
+    from patchlib import networks, plan
+
+    networks.locate(asked.model)
+    name = Path(asked.model).absolute().name.removesuffix(".keras")
+    path = _new(asked.out or f"{name}{_ENDINGS[asked.to]}")
+    from patchlib import exporting
+
+    try:
+        apart = exporting.export(networks.load_model(asked.model), asked.to, path)
+    except exporting.ExportError as error:
+        print(f"patchlib export: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        raise plan.UsageError(str(error)) from None
+    print(f"{os.path.relpath(path)}: its logits for crops of two photographs are the network's to {apart:.1g}")
     return 0

@@ -1,4 +1,4 @@
-"""The commands: what they refuse, what `run` says of runs that stand finished, what `predict` and `evaluate` write."""
+"""The commands: what they refuse, what `run` says of runs that stand finished, what the others write."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ from test_plan import planned
 from test_prediction import pictures_of_every_kind
 
 import patchlib
-from patchlib import cli, models, networks
+from patchlib import cli, exporting, models, networks
 
 
 @pytest.mark.parametrize(
@@ -190,8 +190,10 @@ def test_csv_and_json_hold_what_classify_says(model, photos, capsys):
         ("predict cct-cifar10 ~nobody-of-this-name", ["isn't a path"]),
         ("evaluate cct-cifar11 digits", ["no model", "'cct-cifar11'"]),
         ("evaluate cct-cifar10 digts", ["data set 'digts'", "'digits'"]),
-        ("evaluate cct-cifar10 digits --out empty", ["--out", "empty", "a new folder"]),
+        ("evaluate cct-cifar10 digits --out empty", ["--out", "empty", "a new name"]),
         ("evaluate cct-cifar10 digits --out nowhere/out", ["--out", "nowhere/out", "can be written"]),
+        ("export cct-cifar11 --to onnx", ["no model", "'cct-cifar11'", "cct-cifar10"]),
+        ("export cct-cifar10 --to onnx --out nowhere/a.onnx", ["--out", "nowhere/a.onnx", "can be written"]),
     ],
 )
 def test_wrong_usage_is_said_before_keras_is_there(photos, tmp_path, words, said):
@@ -268,3 +270,24 @@ def test_evaluate_refuses_data_of_other_classes_in_a_sentence(model, labelled, c
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and not (tmp_path / "found").exists()
     assert "photos has the classes ('ape', 'dog', 'emu'), accepted: the model's, ('cat', 'dog', 'emu')" in error
+
+
+def test_export_names_the_file_after_the_model_and_says_how_near_its_logits_are(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name = f"{os.path.basename(model)}-saved_model"
+    assert cli.main(["export", model, "--to", "saved_model"]) == 0
+    output, error = capsys.readouterr()
+    assert re.fullmatch(rf"{name}: .* to (0|\de-\d\d)\n", output) and not error
+    assert (tmp_path / name / "saved_model.pb").exists()
+    assert cli.main(["export", model, "--to", "saved_model"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("patchlib export: --out: received ") and f"{name}, accepted: a new name" in error
+
+
+def test_export_fails_where_logits_differ(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(exporting, "TOLERANCE", -1)
+    assert cli.main(["export", model, "--to", "saved_model", "--out", "network"]) == 1
+    output, error = capsys.readouterr()
+    assert error.startswith("patchlib export: convmixer's logits differ by ") and error.count("\n") == 1
+    assert (output, [*tmp_path.iterdir()]) == ("", [])

@@ -590,6 +590,38 @@ def test_dense_and_layer_norm_have_keras_values_and_gradients(monkeypatch, kind,
         np.testing.assert_allclose(fast, plain, atol=2e-5)
 
 
+@pytest.mark.jax
+@EVERY
+def test_a_layer_gives_the_same_in_plain_operations(name):
+    layer, x, _ = make(name)
+    layer.build(x.shape)
+    reference.randomize(layer)
+    fast = array(layer(x))
+    with kernels.plain():
+        plain = array(layer(x))
+        assert not {"PartitionedCall", "StatefulPartitionedCall", "Erfc", "RFFT2D", "FFT2D"} & traced(layer, x)
+    np.testing.assert_allclose(plain, fast, atol=1e-5 * max(1, np.abs(fast).max()))
+    np.testing.assert_array_equal(array(layer(x)), fast)
+
+
+def traced(layer, x):
+    """The operations of the graph that TensorFlow would export; of JAX none."""
+    if keras.backend.backend() != "tensorflow":
+        return set()
+    import tensorflow as tf
+
+    return {op.type for op in tf.function(layer, autograph=False).get_concrete_function(x).graph.get_operations()}
+
+
+@pytest.mark.jax
+@pytest.mark.parametrize("shape", [(1, 1), (4, 6), (5, 7), (64, 256)])
+def test_the_fourier_transform_in_plain_operations_is_numpys(shape):
+    x = np.random.default_rng(0).normal(size=(2, *shape))
+    with kernels.plain():
+        mixed = array(kernels.fourier(keras.ops.convert_to_tensor(x, "float32")))
+    np.testing.assert_allclose(mixed, np.fft.fft2(x).real, atol=4e-6 * math.prod(shape) ** 0.5)
+
+
 @pytest.mark.parametrize(
     ("kind", "arguments", "shape"),
     [

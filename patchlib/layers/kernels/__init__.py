@@ -5,14 +5,31 @@ names used here; what a backend has none of, and everything on an accelerator, w
 Where the time goes is measured by ``make bench``.
 """
 
+import contextlib
+import contextvars
 import functools
 import importlib
 
 from patchlib.backend import keras, ops
+from patchlib.layers.kernels import common
 
 _DTYPES = ("float32", "bfloat16")  # that the forms are made for
 _BACKEND = keras.backend.backend()
 _FORMS = importlib.import_module(f"{__name__}.{_BACKEND}") if _BACKEND in ("tensorflow", "jax") else None
+_plain = contextvars.ContextVar("plain", default=False)
+
+
+@contextlib.contextmanager
+def plain():
+    """What is traced within it is made of operations that every format for export has.
+
+    That's Keras' own, but for GELU, whose erfc ONNX lacks, and the Fourier transform, which becomes matrix products.
+    """
+    before = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(before)
 
 
 @functools.cache
@@ -20,14 +37,15 @@ def _on_cpu() -> bool:
     return _FORMS is not None and _FORMS.computes_on_cpu()
 
 
-def _faster(name: str):
-    """The backend's form of an operation, or None where Keras' own is to be used."""
-    return getattr(_FORMS, name, None) if _on_cpu() else None
+def _form(name: str):
+    """The form of an operation that's to be used, or None for Keras' own."""
+    forms = common if _plain.get() else _FORMS if _on_cpu() else None
+    return getattr(forms, name, None)
 
 
 def gelu(x):
     """GELU, x Φ(x) (Hendrycks and Gimpel, 2016), the exact one, for any ``activation`` argument."""
-    form = _faster("gelu")
+    form = _form("gelu")
     return form(x) if form else keras.activations.gelu(x, approximate=False)
 
 
@@ -45,19 +63,19 @@ def activation(identifier):
 
 def depthwise_conv(x, kernel):
     """Each channel's own convolution, stride 1, "same": (N, H, W, C) and (k, k, C, 1) to (N, H, W, C)."""
-    form = _faster("depthwise_conv")
+    form = _form("depthwise_conv")
     return form(x, kernel) if form else ops.depthwise_conv(x, kernel, padding="same")
 
 
 def add_bias(x, bias):
     """x + bias, for a bias of x's last axis."""
-    form = _faster("add_bias")
+    form = _form("add_bias")
     return form(x, bias) if form else x + bias
 
 
 def fourier(x):
     """The real part of the two-dimensional Fourier transform of each (H, W) of (N, H, W), float32."""
-    form = _faster("fourier")
+    form = _form("fourier")
     return form(x) if form and None not in x.shape[1:] else ops.fft2((x, ops.zeros_like(x)))[0]
 
 
@@ -73,7 +91,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """Keras' layer over the last axis of (N, H, W, C), by ``batch_norm`` while it trains."""
 
     def call(self, x, training=None):
-        form = _faster("batch_norm")
+        form = _form("batch_norm")
         if not (form and training and self.trainable) or keras.backend.standardize_dtype(x.dtype) == "float64":
             return super().call(x, training=training)
         y, mean, variance = form(x, self.gamma, self.beta, self.epsilon)
@@ -99,7 +117,7 @@ class LayerNormalization(keras.layers.LayerNormalization):
     """Keras' layer, over the last axis, by ``layer_norm``."""
 
     def call(self, x):
-        form = _faster("layer_norm")
+        form = _form("layer_norm")
         if not form or self.compute_dtype not in _DTYPES:
             return super().call(x)
         return form(ops.cast(x, self.compute_dtype), self.gamma, self.beta, self.epsilon)
