@@ -214,7 +214,7 @@ def _evaluate(asked):
     print(evaluation.headline(tables))
     names, *rows = tables["classes"]
     worst = sorted((row for row in rows if row[1]), key=lambda row: row[3])[:10]
-    print(markdown.table(names, [(name, images, f"{p:.3f}", f"{r:.3f}") for name, images, p, r in worst]))
+    print(markdown.table(names, [[name, images, f"{p:.3f}", f"{r:.3f}"] for name, images, p, r in worst]))
     return 0
 
 

@@ -123,8 +123,9 @@ def load_data(
 
 
 def _load(name, image_size, limit, validation, patch_size):
-    splits, classes = read(name, image_size, patch_size)
-    train, held_out, test = (split and _resized(split, image_size) for split in splits)
+    (train, *others), classes = read(name, image_size, patch_size)
+    held_out, test = (split and _resized(split, image_size) for split in others)
+    train = _resized(train, image_size)
     if test is None:
         train, test = _split_off(train, 0.2, classes)
     if held_out:
@@ -134,8 +135,8 @@ def _load(name, image_size, limit, validation, patch_size):
         train, held_out, rule = _validation_apart(train, validation, name, classes)
     if limit:
         train = train.take(np.sort(np.random.default_rng(0).permutation(len(train))[:limit]))
-    splits = train, held_out, test
-    return Data(str(name), *splits, tuple(classes), _fingerprint(splits, classes), rule)
+    fingerprint = _fingerprint((train, held_out, test), classes)
+    return Data(str(name), train, held_out, test, tuple(classes), fingerprint, rule)
 
 
 def _validation_apart(train, rule, name, classes) -> tuple[Split, Split, str]:

@@ -1,5 +1,7 @@
 """What answers say of a classifier: ranks of the true class, accuracy, calibration, errors, agreement with another."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import optimize, special, stats
 
@@ -51,7 +53,9 @@ def _error(calibrated):
     return float((images * abs(confidence - accuracy)).sum() / images.sum())
 
 
-def tables(labels: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, classes: list[str]) -> dict[str, list]:
+def tables(
+    labels: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, classes: Sequence[str]
+) -> dict[str, list]:
     """Where a classifier is right and where it is wrong, as tables, each a list of rows under a row of names.
 
     Args:

@@ -40,8 +40,8 @@ def finished(model: keras.Model, data: Data, parameters: RunParameters, card: di
 def where_it_is_wrong(data: Data, folder: Path) -> Figure:
     """Print the accuracy of the run in this folder, and show its errors, from its stored answers to the test images."""
     with np.load(folder / cards.PREDICTIONS) as stored:
-        answers = [stored[name] for name in ("label", "predicted", "confidence")]
-    found = evaluation.tables(*answers, data.classes)
+        label, predicted, confidence = (stored[name] for name in ("label", "predicted", "confidence"))
+    found = evaluation.tables(label, predicted, confidence, data.classes)
     print(evaluation.headline(found))
     return plots.mistakes(data.test.images, found)
 

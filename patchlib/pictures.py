@@ -72,7 +72,7 @@ def expand(words: Iterable[str | os.PathLike]) -> list[Path]:
         DataError: there's nothing at one of them, or no picture in a folder.
         PathError: one can't be a path.
     """
-    found = {}
+    found: dict[Path, None] = {}
     for word in words:
         path = user_path(word)
         paths = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
@@ -110,8 +110,9 @@ def load_picture(picture, size: int | tuple[int, int] | None = None) -> np.ndarr
         named = isinstance(picture, (str, os.PathLike))
         name = os.fspath(picture) if named else f"this {type(picture).__name__}"
         raise DataError(f"{name} can't be read as a picture ({error}).") from error
-    fits = height_width in (None, image.size[::-1])
-    return np.array(image if fits else ImageOps.fit(image, height_width[::-1]))
+    if height_width and height_width != image.size[::-1]:
+        image = ImageOps.fit(image, height_width[::-1])
+    return np.array(image)
 
 
 def photographs(size: int) -> np.ndarray:

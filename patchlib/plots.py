@@ -169,7 +169,7 @@ def mistakes(images, found: dict[str, list]) -> Figure:
         found: of ``evaluation.tables``.
     """
     figure = plt.figure(figsize=(9, 7.5), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(3, 2))
+    upper, lower = figure.subfigures(2, 1, height_ratios=(3, 2))  # type: ignore[misc]  # it is an array
     left, right = upper.subplots(1, 2)
     (_, *classes), *rows = found["confusion"]
     counts = np.array([row[1:] for row in rows])

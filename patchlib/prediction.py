@@ -71,7 +71,7 @@ def answers(model: "keras.Model", pictures: Iterable, top: int = 5) -> Iterator[
 
 
 def _decoded(pictures, size):
-    found = []
+    found: list[np.ndarray | DataError] = []
     for picture in pictures:
         try:
             found.append(load_picture(picture, size))

@@ -46,7 +46,7 @@ class Split:
         return Split(self.images[index], self.labels[index])
 
 
-def read(name: str, image_size: int, patch_size: int) -> tuple[list[Split | None], list[str]]:
+def read(name: str, image_size: int, patch_size: int) -> tuple[tuple[Split, Split | None, Split | None], list[str]]:
     """A data set's own training, validation and test images, None where it has none, and the names of its classes.
 
     Arguments and errors are those of ``load_data``; arrays still have their own size, pictures have ``image_size``.
@@ -98,7 +98,7 @@ def _digits():
     large = [Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC).convert("RGB") for image in small]
     classes = list("0123456789")
     images = np.stack([np.asarray(image) for image in large])
-    return [Split(images, digits.target.astype("int64")), None, None], classes
+    return (Split(images, digits.target.astype("int64")), None, None), classes
 
 
 def _cifar(name):
@@ -118,7 +118,7 @@ def _cifar(name):
                 "x_train, y_train, x_test and y_test into a folder and set PATCHLIB_DATA to it."
             ) from error
         train, test = Split(x, y[:, 0].astype("int64")), Split(x_test, y_test[:, 0].astype("int64"))
-    return [train, None, test], classes
+    return (train, None, test), classes
 
 
 def _npz(path, classes=None):
@@ -150,7 +150,7 @@ def _npz(path, classes=None):
     for part, split in splits.items():
         if split.images.shape[1:] != train.images.shape[1:]:
             raise DataError(f"{path}: {images} is of {train.images.shape}, {keys[part][0]} of {split.images.shape}.")
-    return [splits.get(part) for part in PARTS], classes
+    return (splits["train"], splits.get("val"), splits.get("test")), classes
 
 
 def _arrays(path):
@@ -214,7 +214,7 @@ def _folder(path, size, patch_size):
 
 def _table(path, size, patch_size):
     """Pictures named by a CSV file, relative to its folder."""
-    rows = {}
+    rows: dict[str, list] = {}
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file)
@@ -266,4 +266,4 @@ def _pictures(pairs, size, patch_size):
         images[i] = picture
     whole, ends = Split(images, np.array(labels)), np.cumsum([0, *map(len, pairs.values())])
     splits = {part: whole.take(slice(*ends[i : i + 2])) for i, part in enumerate(pairs)}
-    return [splits.get(part) for part in PARTS]
+    return splits["train"], splits.get("val"), splits.get("test")
