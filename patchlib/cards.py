@@ -1,6 +1,7 @@
 """Run cards and the folders they stand in: what a run leaves for others to read, without Keras.
 
-While a run trains, its folder holds a checkpoint; when it's finished, its model and its card, and no checkpoint.
+While a run trains, its folder holds a checkpoint; when it's finished, its model and its card, and no checkpoint. What
+``patchlib run`` has finished is listed with its digests in a file that ``sha256sum --check`` reads, too.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ from patchlib.parameters import ARCHITECTURES, Recipe, RunParameters, shown
 
 SCHEMA = 1
 CARD, MODEL, PREDICTIONS = "run.json", "model.keras", "predictions.npz"
+SUMS = "SHA256SUMS"
 CHECKPOINT, PROGRESS = "checkpoint-", "progress.json"  # a folder, and the file in it that is no array
 
 
@@ -37,6 +39,14 @@ class _Dataset(TypedDict):
 class _Counts(TypedDict):
     parameters: int
     multiply_adds: NotRequired[int]
+
+
+class _Parameters(TypedDict, extra_items=bool | int | float | str):
+    epochs: int
+
+
+class _History(TypedDict, extra_items=list[float]):
+    val_accuracy: list[float]
 
 
 class _Metrics(TypedDict):
@@ -64,10 +74,10 @@ class _Card(TypedDict):
     architecture: str
     tier: str | None
     seed: int
-    parameters: dict[str, bool | int | float | str]
+    parameters: _Parameters
     dataset: _Dataset
     model: _Counts
-    history: dict[str, list[float]]
+    history: _History
     best_epoch: int
     metrics: _Metrics
     time: _Time
@@ -111,6 +121,12 @@ def finished(folder: Path) -> bool:
     return (folder / CARD).exists() and not checkpoints(folder)
 
 
+def sums(folder: Path, names: Iterable[str]) -> list[str]:
+    """The sha256 of each of these files that is there, in lines as ``sha256sum`` writes them."""
+    paths = [folder / name for name in names if (folder / name).is_file()]
+    return [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in paths]
+
+
 def progress(folder: Path) -> dict:
     """What a run has reached, by its newest checkpoint or its card; empty before its first epoch.
 
@@ -139,11 +155,11 @@ def load_card(path: str | os.PathLike) -> dict:
     """
     path = Path(path)
     path = path / CARD if path.is_dir() else path
+    if not path.is_file():
+        raise RunError(f"{path.parent} holds no finished run: there is no file {path.name}.")
     try:
         card = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise RunError(f"{path.parent} holds no finished run: there is no {path.name}.") from None
-    except ValueError as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise RunError(f"{path} isn't a run card ({error}).") from None
     if not isinstance(card, dict) or card.get("schema") != SCHEMA:
         raise RunError(f"{path} isn't a run card of schema {SCHEMA}.")
