@@ -117,7 +117,7 @@ def _one_line(text):
 
 
 def judge(run: Run, status: str) -> Outcome:
-    """A run's outcome by its card, which must hold the wanted parameters, and by its files' digests if there are any."""
+    """A run's outcome by its card, which must hold the wanted parameters, and its files' digests if it has them."""
     digests, wanted = run.folder / cards.SUMS, run.parameters.model_dump(exclude={"run_dir"})
     try:
         card = cards.load_card(run.folder)

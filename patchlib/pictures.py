@@ -11,7 +11,8 @@ from PIL import Image, ImageOps
 
 # Data, films, and drawings that another program has to paint.
 _NOT_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
-_BITS_PER_SAMPLE = 258  # a tag of TIFF
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+_WHITE_IS_ZERO, _SIGNED = 0, (2,)
 
 
 class DataError(ValueError):
@@ -112,10 +113,14 @@ def _opened(file):
 
 
 def _rgb(image):
-    depth = 12 if getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE) == (12,) else 16
+    tags, stored = getattr(image, "tag_v2", {}), {str(tile[3]) for tile in getattr(image, "tile", ())}
+    if image.mode == "L" and tags.get(_SAMPLE_FORMAT) == _SIGNED:
+        raise ValueError("grey of 8 bits with a sign, accepted is grey from 0 to 255")
+    if "transparency" in image.info and stored & {"L;2", "L;4", "RGB;16B"}:  # which Pillow takes for one of 8 bits
+        raise ValueError("a transparent colour of 2, 4 or 16 bits, accepted is one of 8, or an alpha channel")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
-        return _from_deep_grey(image, depth)
+        return _from_deep_grey(image, tags)
     if image.mode == "F":
         raise ValueError("mode F: floating-point pixels don't say what is white, accepted are whole numbers")
     if image.has_transparency_data:
@@ -124,10 +129,12 @@ def _rgb(image):
     return image.convert("RGB")
 
 
-def _from_deep_grey(image, depth):
-    values = np.asarray(image)
+def _from_deep_grey(image, tags):
+    values, depth = np.asarray(image), 12 if tags.get(_BITS_PER_SAMPLE) == (12,) else 16
     low, high = values.min(), values.max()
     if low < 0 or high > 65535:
         raise ValueError(f"mode {image.mode}: grey from {low} to {high}, accepted are 8 bits, or 16: 0 to 65535")
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        values = 65535 - values
     hidden = values == image.info.get("transparency", -1)
     return Image.fromarray(np.where(hidden, 255, values >> (depth - 8)).astype("uint8")).convert("RGB")
