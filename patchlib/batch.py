@@ -12,7 +12,6 @@ import queue
 import shutil
 import sys
 import tempfile
-import textwrap
 import time
 import uuid
 from concurrent.futures import CancelledError
@@ -23,7 +22,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from patchlib import cards, files
-from patchlib.parameters import shown
+from patchlib.parameters import brief, shown
 from patchlib.plan import NOTEBOOKS, Run, UsageError
 
 LEFT = ("curves.png", cards.MODEL, cards.PREDICTIONS, cards.CARD)  # what a run leaves, beside its notebook
@@ -100,7 +99,7 @@ def execute(
                 for checkpoint in cards.checkpoints(folder):
                     files.discard_folder(checkpoint)
             except papermill.PapermillExecutionError as failure:
-                error = _one_line(f"{failure.ename}: {failure.evalue}")
+                error = brief(f"{failure.ename}: {failure.evalue}", 300)
             except CellTimeoutError:
                 error = (
                     f"a cell took longer than {timeout:g} seconds (--timeout); {unfinished.name} has those before it."
@@ -112,10 +111,6 @@ def execute(
     return {"error": error, "files": sent, "folder": str(folder), "worker": worker.address}
 
 
-def _one_line(text):
-    return textwrap.shorten(str(text), 300, placeholder=" ...")
-
-
 def judge(run: Run, status: str) -> Outcome:
     """A run's outcome by its card, which must hold the wanted parameters, and its files' digests if it has them."""
     digests, wanted = run.folder / cards.SUMS, run.parameters.model_dump(exclude={"run_dir"})
@@ -123,7 +118,7 @@ def judge(run: Run, status: str) -> Outcome:
         card = cards.load_card(run.folder)
         written = digests.read_text().splitlines() if digests.exists() else []
     except (cards.RunError, OSError, ValueError) as error:
-        return Outcome("failed", _one_line(error))
+        return Outcome("failed", str(error))
     if changed := cards.difference(cards.parameters(card), wanted):
         return Outcome("failed", f"{run.folder} holds another run ({changed}): choose another --out.")
     found = cards.sums(run.folder, [run.notebook.name, *LEFT])
@@ -248,7 +243,7 @@ def _connect(scheduler, workers, stack):
         try:
             return stack.enter_context(distributed.Client(scheduler, timeout=10))
         except (OSError, ValueError) as error:
-            raise UsageError(f"--scheduler: nothing answers at {scheduler} ({_one_line(error)}).") from None
+            raise UsageError(f"--scheduler: nothing answers at {scheduler} ({brief(error)}).") from None
     shared = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if workers > 1 else {}
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
         shared[name] = str(max(1, CPU_COUNT // workers))
@@ -300,7 +295,7 @@ def _collect(client, run, future):
             "failed", "the scheduler is gone, or was told to stop this run: the same command begins it again."
         )
     except Exception as error:
-        return Outcome("failed", _one_line(error))
+        return Outcome("failed", brief(error, 300))
     if result["error"]:
         return Outcome("failed", result["error"])
     if result["files"]:

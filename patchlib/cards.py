@@ -19,7 +19,8 @@ import pydantic
 from typing_extensions import TypedDict  # Python 3.11's own isn't enough for pydantic
 
 from patchlib import markdown
-from patchlib.parameters import ARCHITECTURES, Recipe, RunParameters, shown
+from patchlib.files import user_path
+from patchlib.parameters import ARCHITECTURES, Recipe, RunParameters, brief, shown
 
 SCHEMA = 1
 CARD, MODEL, PREDICTIONS = "run.json", "model.keras", "predictions.npz"
@@ -151,25 +152,35 @@ def load_card(path: str | os.PathLike) -> dict:
     """Read a run card, from its file or from its run's folder.
 
     Raises:
+        PathError: ``path`` can't be one.
         RunError: there's none, it isn't one of this schema, or something in it is missing or of the wrong type.
     """
-    path = Path(path)
+    path = user_path(path)
     path = path / CARD if path.is_dir() else path
     if not path.is_file():
         raise RunError(f"{path.parent} holds no finished run: there is no file {path.name}.")
     try:
         card = json.loads(path.read_text())
     except (OSError, RecursionError, ValueError) as error:
-        raise RunError(f"{path} isn't a run card ({error}).") from None
+        raise RunError(f"{path} isn't a run card ({brief(error)}).") from None
+    return checked(card, path)
+
+
+def checked(card, source: str | os.PathLike) -> dict:
+    """The card, if it's one that the rest can rely on.
+
+    Raises:
+        RunError: it isn't one of this schema, or something in it is missing or of the wrong type; it names ``source``.
+    """
     if not isinstance(card, dict) or card.get("schema") != SCHEMA:
-        raise RunError(f"{path} isn't a run card of schema {SCHEMA}.")
+        raise RunError(f"{source} isn't a run card of schema {SCHEMA}.")
     try:
         return _CARD.validate_python(card)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        where, accepted = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Input should be ")
+        where, accepted = brief(".".join(map(str, first["loc"]))), first["msg"].removeprefix("Input should be ")
         wrong = f"is {shown(first['input'])}, accepted: {accepted}" if first["type"] != "missing" else "is missing"
-        raise RunError(f"{path}: {where} {wrong}.") from None
+        raise RunError(f"{source}: {where} {wrong}.") from None
 
 
 def load_cards(folder: str | os.PathLike, **wanted) -> list[dict]:

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from patchlib.files import PathError, user_path
-from patchlib.parameters import SIZES, nearest, shown
+from patchlib.parameters import SIZES, brief, nearest, shown
 from patchlib.pictures import DataError, find_pictures, is_picture, load_picture
 
 NAMES = tuple(SIZES)
@@ -135,9 +135,9 @@ def load_data(
     """
     for key, value in {"image_size": image_size, "limit": limit, "patch_size": patch_size}.items():
         if not isinstance(value, numbers.Integral) or value < 0:
-            raise DataError(f"{key}: received {value!r}, accepted: 0 or a positive whole number.")
+            raise DataError(f"{key}: received {shown(value)}, accepted: 0 or a positive whole number.")
     if validation not in RULES:
-        raise DataError(f"validation: received {validation!r}, accepted: 'stratified', 'first' or 'last'.")
+        raise DataError(f"validation: received {shown(validation)}, accepted: 'stratified', 'first' or 'last'.")
     if image_size:
         _refuse_untiled((image_size, image_size), patch_size)
     name = f"./{name}" if isinstance(name, os.PathLike) and str(name) in NAMES else str(name)
@@ -219,7 +219,7 @@ def _split_off(images, labels, fraction, classes) -> tuple[Split, Split]:
     for label, name in enumerate(classes):
         members = np.flatnonzero(labels == label)
         if len(members) == 1:
-            raise DataError(f"class {name!r} has too few images: at least 2 are needed, 3 without a test folder.")
+            raise DataError(f"class {shown(name)} has too few images: at least 2 are needed, 3 without a test folder.")
         count = max(1, round(fraction * len(members))) if len(members) else 0
         chosen[rng.permutation(members)[:count]] = True
     whole = Split(images, labels)
@@ -237,6 +237,7 @@ def _fingerprint(splits, classes) -> str:
 def _resized(split: Split, size: int) -> Split:
     if not size or split.images.shape[1:3] == (size, size):
         return split
+    _refuse_more_than_memory(f"{len(split):,} images of {size} x {size} pixels take", 3 * size**2 * len(split))
     return Split(np.stack([load_picture(Image.fromarray(image), size) for image in split.images]), split.labels)
 
 
@@ -275,7 +276,7 @@ def _npz(path, classes=None):
     arrays = _arrays(path)
     missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in arrays]
     if missing:
-        raise DataError(f"{path} lacks {', '.join(missing)}: it holds {', '.join(arrays) or 'nothing'}.")
+        raise DataError(f"{path} lacks {', '.join(missing)}: it holds {brief(', '.join(arrays) or 'nothing')}.")
     train, test = (_checked(path, part, arrays[f"x_{part}"], arrays[f"y_{part}"]) for part in ("train", "test"))
     count, used = int(max(train.labels.max(), test.labels.max())) + 1, len(np.unique(train.labels))
     if used < 2:
@@ -291,7 +292,7 @@ def _npz(path, classes=None):
             f"{path} has labels from 0 to {count - 1} and {len(classes)} class name(s): accepted is a name for each."
         )
     if twice := [name for name, times in Counter(classes).items() if times > 1]:
-        raise DataError(f"{path}: {', '.join(map(repr, twice))} is the name of more than one class.")
+        raise DataError(f"{path}: {shown(twice[0])} is the name of more than one class.")
     if train.images.shape[1:] != test.images.shape[1:]:
         raise DataError(f"{path}: x_train is of {train.images.shape}, x_test of {test.images.shape}.")
     return train, test, classes
@@ -299,13 +300,13 @@ def _npz(path, classes=None):
 
 def _arrays(path):
     """All arrays of an .npz file, if they fit into this machine's memory."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
     try:
         with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size <= memory:
-            with np.load(path, allow_pickle=False) as file:
-                return {key: file[key] for key in file.files}
+            _refuse_more_than_memory(f"{path} unpacks to", sum(member.file_size for member in archive.infolist()))
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except DataError:
+        raise
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -316,8 +317,13 @@ def _arrays(path):
         TypeError,
         ValueError,
     ) as error:
-        raise DataError(f"{path} is broken or isn't an .npz file ({error}).") from error
-    raise DataError(f"{path} unpacks to {size / 1e9:,.1f} GB, and this machine has {memory / 1e9:,.1f} GB of memory.")
+        raise DataError(f"{path} is broken or isn't an .npz file ({brief(error)}).") from error
+
+
+def _refuse_more_than_memory(what, size):
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    if size > memory:
+        raise DataError(f"{what} {size / 1e9:,.1f} GB, and this machine has {memory / 1e9:,.1f} GB of memory.")
 
 
 def _checked(path, part, images, labels) -> Split:
@@ -325,12 +331,12 @@ def _checked(path, part, images, labels) -> Split:
         images = images[..., None]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
         raise DataError(
-            f"{path}: x_{part} is {images.dtype} of shape {images.shape}, accepted: uint8 of shape (N, H, W, 3)."
+            f"{path}: x_{part} is {brief(images.dtype)} of shape {images.shape}, accepted: uint8 of shape (N, H, W, 3)."
         )
     count = len(images)
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape not in ((count,), (count, 1)):
         raise DataError(
-            f"{path}: y_{part} is {labels.dtype} of shape {labels.shape}, accepted: {count} integers from 0 on, "
+            f"{path}: y_{part} is {brief(labels.dtype)} of shape {labels.shape}, accepted: {count} integers from 0 on, "
             f"of shape ({count},) or ({count}, 1), which one-hot labels become by argmax(axis=1)."
         )
     if labels.min() < 0 or labels.max() >= 2**31:
@@ -345,10 +351,12 @@ def _folder(path, size, patch_size):
         raise DataError(f"{path} has no folder 'train': expected {path}/train/<class>/*.png.")
     classes = _subfolders(path / "train")
     if len(classes) < 2:
-        raise DataError(f"{path}/train has {len(classes)} class(es) ({', '.join(classes)}): at least 2 are needed.")
+        raise DataError(
+            f"{path}/train has {len(classes)} class(es) ({brief(', '.join(classes))}): at least 2 are needed."
+        )
     parts = [path / part for part in ("train", "test") if (path / part).is_dir()]
     if others := set(_subfolders(parts[-1])) - set(classes):
-        raise DataError(f"{parts[-1]} has {', '.join(sorted(others))}, which {path}/train has not.")
+        raise DataError(f"{parts[-1]} has {brief(', '.join(sorted(others)))}, which {path}/train has not.")
     found = [[find_pictures(part / name) for name in classes] for part in parts]
     if skipped := sum((others for part in found for _, others in part), Counter()):
         kinds = ", ".join(f"{suffix} {count}" for suffix, count in sorted(skipped.items(), key=lambda s: (-s[1], s[0])))
@@ -372,7 +380,11 @@ def _read(files, size, patch_size):
     for i, file in enumerate(files):
         picture = load_picture(file, size or None)
         if i == 0:
-            _refuse_untiled(picture.shape[:2], patch_size)
+            height, width, _ = picture.shape
+            _refuse_untiled((height, width), patch_size)
+            _refuse_more_than_memory(
+                f"{len(files):,} images of {height} x {width} pixels take", picture.nbytes * len(files)
+            )
             images = np.empty((len(files), *picture.shape), "uint8")
         if picture.shape != images.shape[1:]:
             other, first = (" x ".join(map(str, shape[:2])) for shape in (picture.shape, images.shape[1:]))

@@ -40,6 +40,12 @@ def shown(value) -> str:
     return text if len(text) <= 200 else f"{text[:200]}...{text[-1]}"
 
 
+def brief(error: Exception | str, width: int = 200) -> str:
+    """What somebody else's error says, in one line of at most so many characters; its name if it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= width else f"{text[:width]}..."
+
+
 def _sentence(error: dict, known) -> str:
     """One sentence out of one entry of ``pydantic.ValidationError.errors()``."""
     name, received = ".".join(str(part) for part in error["loc"][:1]), error.get("input")

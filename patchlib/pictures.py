@@ -9,10 +9,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from patchlib.files import user_path
+from patchlib.parameters import brief, shown
+
 # Data, films, and drawings that another program has to paint.
 _NOT_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 _WHITE_IS_ZERO, _SIGNED = 0, (2,)
+_PATH = str | os.PathLike
+_MOST_PIXELS = 2**27  # of a picture that is asked for; Pillow refuses files of more than a third more
 
 
 class DataError(ValueError):
@@ -80,9 +85,8 @@ def load_picture(picture, size: int | tuple[int, int] | None = None) -> np.ndarr
     try:
         image = _rgb(picture) if isinstance(picture, Image.Image) else _opened(picture)
     except Exception as error:  # broken bytes make decoders raise nearly anything
-        named = isinstance(picture, (str, os.PathLike))
-        name = os.fspath(picture) if named else f"this {type(picture).__name__}"
-        raise DataError(f"{name} can't be read as a picture ({error}).") from error
+        name = shown(os.fspath(picture)) if isinstance(picture, _PATH) else f"this {type(picture).__name__}"
+        raise DataError(f"{name} can't be read as a picture ({brief(error)}).") from error
     return np.array(ImageOps.fit(image, height_width[::-1]) if height_width else image)
 
 
@@ -101,13 +105,18 @@ def _height_width(size):
         height, width = sides
         if isinstance(size, bool) or not all(isinstance(side, numbers.Integral) and side > 0 for side in sides):
             raise ValueError
+        if height * width > _MOST_PIXELS:
+            raise ValueError
     except (TypeError, ValueError):
         accepted = "None, or whole numbers from 1 on: one for a square, or (height, width)"
-        raise DataError(f"size: received {size!r}, accepted: {accepted}.") from None
+        most = f"at most {_MOST_PIXELS:,} pixels in all"
+        raise DataError(f"size: received {shown(size)}, accepted: {accepted}; {most}.") from None
     return int(height), int(width)
 
 
 def _opened(file):
+    if isinstance(file, _PATH) and not (file := user_path(file)).is_file():  # of a pipe or a device there's no end
+        raise FileNotFoundError("there is no such file")
     with Image.open(file, formats=_formats()) as image:
         return _rgb(image)
 

@@ -1,5 +1,6 @@
 import io
 import itertools
+import os
 import struct
 import zlib
 
@@ -248,7 +249,7 @@ def test_suffixes_are_those_of_pictures_alone():
 
 
 REFUSED = {
-    "nowhere.png": (None, ["No such file"]),
+    "nowhere.png": (None, ["no such file"]),
     "text.png": (b"no picture at all", ["cannot identify"]),
     "half.png": (40, []),
     "half.jpg": (300, []),
@@ -276,6 +277,30 @@ def test_what_cant_be_read_is_refused_by_name(tmp_path, name):
     with pytest.raises(DataError) as caught:
         load_picture(tmp_path / name)
     assert all(word in str(caught.value) for word in [str(tmp_path / name), *words]), caught.value
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("pipe.png", ["no such file"]),
+        ("/dev/zero", ["no such file"]),
+        ("~nobody-of-this-name/a.png", ["isn't a path"]),
+        ("x" * 5000 + ".png", ["File name too long"]),
+        ("bomb.png", ["400000000 pixels", "bomb"]),
+    ],
+)
+def test_what_has_no_end_or_is_too_large_is_refused_before_it_is_read(tmp_path, monkeypatch, name, words):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.png")
+    (tmp_path / "bomb.png").write_bytes(png(20_000, 20_000, 8, 0, b""))
+    with pytest.raises(DataError) as caught:
+        load_picture(name)
+    assert all(word in str(caught.value) for word in words) and len(str(caught.value)) < 500, caught.value
+
+
+def test_more_pixels_than_a_picture_may_have_are_refused_before_they_are_made():
+    with pytest.raises(DataError, match="size: received 1000000, accepted: .*at most 134,217,728 pixels in all"):
+        load_picture(KINDS["RGB"][0], 10**6)
 
 
 @pytest.mark.parametrize("size", [0, -3, 2.5, "64", (8,), (8, 0), (8, 8, 3), (None, None), True])
