@@ -35,6 +35,10 @@ from patchlib import cli
         ("cct --set epochs=1:30", ["'epochs'", "received '1:30'", "integer"]),
         ("cct --set flip=on", ["'flip'", "received 'on'", "boolean"]),
         ("cct --set learning_rate=nan", ["'learning_rate'", "received nan", "finite"]),
+        (
+            "convmixer --set dim=10000000",
+            ["convmixer, tier smoke", "at least 400,0", "weights", "accepted: 10,000,000,000"],
+        ),
         ("cct --notebooks nowhere", ["nowhere/cct.ipynb", "--notebooks"]),
     ],
 )
