@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import NotRequired
+from typing import Annotated, NotRequired
 
 import numpy as np
 import pydantic
@@ -28,12 +28,16 @@ SUMS = "SHA256SUMS"
 CHECKPOINT, PROGRESS = "checkpoint-", "progress.json"  # a folder, and the file in it that is no array
 
 
+_Share = Annotated[float, pydantic.Field(ge=0, le=1)]
+_Count = Annotated[int, pydantic.Field(ge=1)]
+
+
 class _Dataset(TypedDict):
     name: str
     fingerprint: str
-    train: int
-    validation: int
-    test: int
+    train: _Count
+    validation: _Count
+    test: _Count
     classes: NotRequired[list[str]]
 
 
@@ -47,13 +51,13 @@ class _Parameters(TypedDict, extra_items=bool | int | float | str):
 
 
 class _History(TypedDict, extra_items=list[float]):
-    val_accuracy: list[float]
+    val_accuracy: list[_Share]
 
 
 class _Metrics(TypedDict):
-    val_accuracy: float
-    test_accuracy: float
-    test_top5: NotRequired[float | None]
+    val_accuracy: _Share
+    test_accuracy: _Share
+    test_top5: NotRequired[_Share | None]
 
 
 class _Time(TypedDict):
@@ -175,12 +179,16 @@ def checked(card, source: str | os.PathLike) -> dict:
     if not isinstance(card, dict) or card.get("schema") != SCHEMA:
         raise RunError(f"{source} isn't a run card of schema {SCHEMA}.")
     try:
-        return _CARD.validate_python(card)
+        card = _CARD.validate_python(card)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where, accepted = brief(".".join(map(str, first["loc"]))), first["msg"].removeprefix("Input should be ")
         wrong = f"is {shown(first['input'])}, accepted: {accepted}" if first["type"] != "missing" else "is missing"
         raise RunError(f"{source}: {where} {wrong}.") from None
+    best, last = card["best_epoch"], len(card["history"]["val_accuracy"])
+    if not 1 <= best <= last:
+        raise RunError(f"{source}: best_epoch is {shown(best)}, accepted: one of the {last} epochs of its history.")
+    return card
 
 
 def load_cards(folder: str | os.PathLike, **wanted) -> list[dict]:

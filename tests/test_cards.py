@@ -151,6 +151,11 @@ def test_the_first_difference_is_told():
         (["parameters", "epochs"], ..., "parameters.epochs is missing."),
         (["parameters", "pad"], [4], "parameters.pad.bool is [4], accepted: a valid boolean."),
         (["history", "x" * 999], 1, f"history.{'x' * 192}... is 1, accepted: a valid list."),
+        (["metrics", "test_accuracy"], 1.5, "metrics.test_accuracy is 1.5, accepted: less than or equal to 1."),
+        (["history", "val_accuracy"], [0.1, -1], "history.val_accuracy.1 is -1, accepted: greater than or equal to 0."),
+        (["dataset", "test"], 0, "dataset.test is 0, accepted: greater than or equal to 1."),
+        (["best_epoch"], 3, "best_epoch is 3, accepted: one of the 2 epochs of its history."),
+        (["history", "val_accuracy"], [], "best_epoch is 2, accepted: one of the 0 epochs of its history."),
         (["history"], {}, "history.val_accuracy is missing."),
     ],
 )
