@@ -86,7 +86,7 @@ class Count:
         self.tried, self.fell = Counter(), Counter()
 
     def pytest_runtest_logreport(self, report):
-        what = WHAT[report.nodeid.split("/")[-1].partition("[")[0]]
+        what = WHAT[report.nodeid.partition("[")[0].rpartition("/")[2]]
         if report.when == "call":
             self.tried[what] += dict(report.user_properties).get("tried", 1)
         if report.failed:
