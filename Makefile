@@ -9,7 +9,7 @@ $(foreach name,$(GIVEN),$(eval export GIVEN_$(name) := $$(value $(name))))
 unexport $(GIVEN)
 PYTEST := -m pytest --numprocesses 2 --dist
 
-.PHONY: help run full test lab refresh bench bite mutants lock
+.PHONY: help run full test lab refresh bench bite mutants siege lock
 help:  ## what there is
 	@sed -nE 's/^([a-z]+):[^#]*## /\1\t/p' Makefile | expand -t 10
 
@@ -42,6 +42,8 @@ bite: .venv/ready  ## plant bugs one by one and see that each is caught
 mutants: .venv/ready  ## change the code in small ways and see what no test notices: make mutants ARGS="--sample 200 --modules data"
 	$(PY) -m pip install --quiet --constraint constraints.txt cosmic-ray
 	$(PY) tools/mutants.py $$GIVEN_ARGS
+siege: .venv/ready  ## kill runs, cut the power, fill the disk, make up bad input, and count: half an hour
+	$(PY) tools/siege.py
 lock: .venv/ready  ## choose newer versions of everything
 	$(PY) -m pip install --quiet uv
 	$(PY) -m uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 --all-extras \

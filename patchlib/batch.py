@@ -12,7 +12,6 @@ import queue
 import shutil
 import sys
 import tempfile
-import textwrap
 import time
 import uuid
 from concurrent.futures import CancelledError
@@ -24,7 +23,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from patchlib import cards, files
-from patchlib.parameters import shown
+from patchlib.parameters import brief, shown
 from patchlib.plan import NOTEBOOKS, Run, UsageError
 
 LEFT = ("curves.png", cards.MODEL, cards.PREDICTIONS, cards.CARD)  # what a run leaves, beside its notebook
@@ -96,37 +95,38 @@ def execute(
                     resources={"metadata": {"path": str(cwd)}},  # papermill's cwd would move this whole process
                 )
                 files.settle(unfinished, executed)
+                digests = cards.sums(folder, [executed.name, *LEFT])
+                files.put(folder / cards.SUMS, lambda path: path.write_text("".join(f"{line}\n" for line in digests)))
                 for checkpoint in cards.checkpoints(folder):
                     files.discard_folder(checkpoint)
             except papermill.PapermillExecutionError as failure:
-                error = _one_line(f"{failure.ename}: {failure.evalue}")
+                error = brief(f"{failure.ename}: {failure.evalue}", 300)
             except CellTimeoutError:
                 error = (
                     f"a cell took longer than {timeout:g} seconds (--timeout); {unfinished.name} has those before it."
                 )
-    left = [] if place else [unfinished, executed, *(folder / name for name in LEFT)]
+    left = [] if place else [unfinished, executed, folder / cards.SUMS, *(folder / name for name in LEFT)]
     if error:  # a card without a checkpoint beside it means a finished run
         left = [path for path in left if path.name != cards.CARD]
     sent = {path.name: path.read_bytes() for path in left if path.exists()}
     return {"error": error, "files": sent, "folder": str(folder), "worker": worker.address}
 
 
-def _one_line(text):
-    return textwrap.shorten(str(text), 300, placeholder=" ...")
-
-
 def judge(run: Run, status: str) -> Outcome:
-    """A run's outcome by its card, which must hold the wanted parameters."""
-    card, wanted = run.folder / cards.CARD, run.parameters.model_dump(exclude={"run_dir"})
+    """A run's outcome by its card, which must hold the wanted parameters, and its files' digests if it has them."""
+    digests, wanted = run.folder / cards.SUMS, run.parameters.model_dump(exclude={"run_dir"})
     try:
-        found = json.loads(card.read_text())
-        if changed := cards.difference(cards.parameters(found), wanted):
-            return Outcome("failed", f"{run.folder} holds another run ({changed}): choose another --out.")
-        return Outcome(status, "", found["metrics"]["test_accuracy"], found["time"]["seconds"])
-    except FileNotFoundError:
-        return Outcome("failed", f"the notebook ended without writing {card.name}.")
-    except (ValueError, KeyError, TypeError) as error:
-        return Outcome("failed", f"{card} isn't a run card ({error!r}).")
+        card = cards.load_card(run.folder)
+        written = digests.read_text().splitlines() if digests.exists() else []
+    except (cards.RunError, OSError, ValueError) as error:
+        return Outcome("failed", str(error))
+    if changed := cards.difference(cards.parameters(card), wanted):
+        return Outcome("failed", f"{run.folder} holds another run ({changed}): choose another --out.")
+    found = cards.sums(run.folder, [run.notebook.name, *LEFT])
+    if other := [line[66:] for line in written if line not in found]:
+        what = f"{shown(', '.join(other))} changed since its run ended"
+        return Outcome("failed", f"{run.folder}: {what} ({digests.name}): put it back, or remove the folder.")
+    return Outcome(status, "", card["metrics"]["test_accuracy"], card["time"]["seconds"])
 
 
 def run_all(
@@ -240,10 +240,11 @@ def _connect(scheduler, workers, stack):
     from dask.system import CPU_COUNT
 
     if scheduler:
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a lost scheduler is said in the outcome
         try:
             return stack.enter_context(distributed.Client(scheduler, timeout=10))
         except (OSError, ValueError) as error:
-            raise UsageError(f"--scheduler: nothing answers at {scheduler} ({_one_line(error)}).") from None
+            raise UsageError(f"--scheduler: nothing answers at {scheduler} ({brief(error)}).") from None
     shared = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if workers > 1 else {}
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
         shared[name] = str(max(1, CPU_COUNT // workers))
@@ -283,7 +284,7 @@ def _collect(client, run, future):
     """The outcome of a run that has ended, its files put into its folder if they came as a message."""
     try:
         result, notebook = future.result(), run.notebook.stem
-        accepted = {f"{notebook}.ipynb", f"{notebook}.unfinished.ipynb", *LEFT}
+        accepted = {f"{notebook}.ipynb", f"{notebook}.unfinished.ipynb", cards.SUMS, *LEFT}
         if others := set(result["files"]) - accepted:
             return Outcome(
                 "failed", f"the worker sent {shown(sorted(others))}, accepted: {', '.join(sorted(accepted))}."
@@ -291,8 +292,12 @@ def _collect(client, run, future):
         for name, content in result["files"].items():
             run.folder.mkdir(parents=True, exist_ok=True)
             files.put(run.folder / name, partial(Path.write_bytes, data=content))
-    except (Exception, CancelledError) as error:
-        return Outcome("failed", _one_line(error))
+    except CancelledError:
+        return Outcome(
+            "failed", "the scheduler is gone, or was told to stop this run: the same command begins it again."
+        )
+    except Exception as error:
+        return Outcome("failed", brief(error, 300))
     if result["error"]:
         return Outcome("failed", result["error"])
     if result["files"]:

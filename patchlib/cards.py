@@ -1,6 +1,7 @@
 """Run cards and the folders they stand in: what a run leaves for others to read, without Keras.
 
-While a run trains, its folder holds a checkpoint; when it's finished, its model and its card, and no checkpoint.
+While a run trains, its folder holds a checkpoint; when it's finished, its model and its card, and no checkpoint. What
+``patchlib run`` has finished is listed with its digests in a file that ``sha256sum --check`` reads, too.
 """
 
 import hashlib
@@ -11,26 +12,32 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import NotRequired
+from typing import Annotated, NotRequired
 
 import numpy as np
 import pydantic
 from typing_extensions import TypedDict  # Python 3.11's own isn't enough for pydantic
 
 from patchlib import markdown
-from patchlib.parameters import ARCHITECTURES, Recipe, RunParameters, shown
+from patchlib.files import user_path
+from patchlib.parameters import ARCHITECTURES, Recipe, RunParameters, brief, shown
 
 SCHEMA = 1
 CARD, MODEL, PREDICTIONS = "run.json", "model.keras", "predictions.npz"
+SUMS = "SHA256SUMS"
 CHECKPOINT, PROGRESS = "checkpoint-", "progress.json"  # a folder, and the file in it that is no array
+
+
+_Share = Annotated[float, pydantic.Field(ge=0, le=1)]
+_Count = Annotated[int, pydantic.Field(ge=1)]
 
 
 class _Dataset(TypedDict):
     name: str
     fingerprint: str
-    train: int
-    validation: int
-    test: int
+    train: _Count
+    validation: _Count
+    test: _Count
     classes: NotRequired[list[str]]
 
 
@@ -39,10 +46,18 @@ class _Counts(TypedDict):
     multiply_adds: NotRequired[int]
 
 
+class _Parameters(TypedDict, extra_items=bool | int | float | str):  # type: ignore[call-arg]  # mypy lacks PEP 728
+    epochs: int
+
+
+class _History(TypedDict, extra_items=list[float]):  # type: ignore[call-arg]
+    val_accuracy: list[_Share]
+
+
 class _Metrics(TypedDict):
-    val_accuracy: float
-    test_accuracy: float
-    test_top5: NotRequired[float | None]
+    val_accuracy: _Share
+    test_accuracy: _Share
+    test_top5: NotRequired[_Share | None]
 
 
 class _Time(TypedDict):
@@ -63,10 +78,10 @@ class _Card(TypedDict):
     architecture: str
     tier: str | None
     seed: int
-    parameters: dict[str, bool | int | float | str]
+    parameters: _Parameters
     dataset: _Dataset
     model: _Counts
-    history: dict[str, list[float]]
+    history: _History
     best_epoch: int
     metrics: _Metrics
     time: _Time
@@ -110,6 +125,12 @@ def finished(folder: Path) -> bool:
     return (folder / CARD).exists() and not checkpoints(folder)
 
 
+def sums(folder: Path, names: Iterable[str]) -> list[str]:
+    """The sha256 of each of these files that is there, in lines as ``sha256sum`` writes them."""
+    paths = [folder / name for name in names if (folder / name).is_file()]
+    return [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in paths]
+
+
 def progress(folder: Path) -> dict:
     """What a run has reached, by its newest checkpoint or its card; empty before its first epoch.
 
@@ -134,25 +155,39 @@ def load_card(path: str | os.PathLike) -> dict:
     """Read a run card, from its file or from its run's folder.
 
     Raises:
+        PathError: ``path`` can't be one.
         RunError: there's none, it isn't one of this schema, or something in it is missing or of the wrong type.
     """
-    path = Path(path)
+    path = user_path(path)
     path = path / CARD if path.is_dir() else path
+    if not path.is_file():
+        raise RunError(f"{path.parent} holds no finished run: there is no file {path.name}.")
     try:
         card = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise RunError(f"{path.parent} holds no finished run: there is no {path.name}.") from None
-    except ValueError as error:
-        raise RunError(f"{path} isn't a run card ({error}).") from None
+    except (OSError, RecursionError, ValueError) as error:
+        raise RunError(f"{path} isn't a run card ({brief(error)}).") from None
+    return checked(card, path)
+
+
+def checked(card, source: str | os.PathLike) -> dict:
+    """The card, if it's one that the rest can rely on.
+
+    Raises:
+        RunError: it isn't one of this schema, or something in it is missing or of the wrong type; it names ``source``.
+    """
     if not isinstance(card, dict) or card.get("schema") != SCHEMA:
-        raise RunError(f"{path} isn't a run card of schema {SCHEMA}.")
+        raise RunError(f"{source} isn't a run card of schema {SCHEMA}.")
     try:
-        return dict(_CARD.validate_python(card))
+        card = dict(_CARD.validate_python(card))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        where, accepted = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Input should be ")
+        where, accepted = brief(".".join(map(str, first["loc"]))), first["msg"].removeprefix("Input should be ")
         wrong = f"is {shown(first['input'])}, accepted: {accepted}" if first["type"] != "missing" else "is missing"
-        raise RunError(f"{path}: {where} {wrong}.") from None
+        raise RunError(f"{source}: {where} {wrong}.") from None
+    best, last = card["best_epoch"], len(card["history"]["val_accuracy"])
+    if not 1 <= best <= last:
+        raise RunError(f"{source}: best_epoch is {shown(best)}, accepted: one of the {last} epochs of its history.")
+    return card
 
 
 def load_cards(folder: str | os.PathLike, **wanted) -> list[dict]:

@@ -13,7 +13,8 @@ import numpy as np
 
 from patchlib import cards, evaluation, markdown
 from patchlib.cards import RunError, mean_and_spread, recipe
-from patchlib.parameters import ARCHITECTURES
+from patchlib.files import user_path
+from patchlib.parameters import ARCHITECTURES, shown
 
 Settings = dict[str, dict[str, list[dict]]]
 NONE = "No run card says so yet."
@@ -24,12 +25,13 @@ def load(folder: str | os.PathLike) -> list[dict]:
     """All run cards in or below a folder, in the order of their paths; a card that lies there twice counts once.
 
     Raises:
+        PathError: ``folder`` can't be a path.
         RunError: there's no such folder, a file isn't a run card of this schema, or runs are smoke runs, which
             show that the code works and not how good a network is.
     """
-    if not Path(folder).is_dir():
-        raise RunError(f"{folder} isn't a folder: name the one with the run cards.")
-    found = {path: cards.load_card(path) for path in cards.card_files(folder)}
+    if not user_path(folder).is_dir():
+        raise RunError(f"{shown(os.fspath(folder))} isn't a folder: name the one with the run cards.")
+    found = {path: cards.load_card(path) for path in cards.card_files(user_path(folder))}
     if smoke := [str(path) for path, card in found.items() if card["tier"] == "smoke"]:
         raise RunError(
             f"Smoke runs have no place in a comparison, and there is {', '.join(smoke)}: remove it, or name a folder "
@@ -72,7 +74,9 @@ def leaderboard(settings: Settings) -> str:
             *counts, seconds, speed = ["–" if number is None else f"{number:,.0f}" for number in numbers]
             accuracies = [mean_and_spread(_accuracies(group, split)) for split in ("val", "test")]
             rows.append([name, *counts, *accuracies, _seeds(group), seconds, speed, "; ".join(machines)])
-        tables.append(f"**{where}**\n\n{markdown.table([*columns, 'seconds', 'images/s', 'computed on'], rows)}")
+        tables.append(
+            f"**{markdown.escaped(where)}**\n\n{markdown.table([*columns, 'seconds', 'images/s', 'computed on'], rows)}"
+        )
     return "\n\n".join(tables) or NONE
 
 

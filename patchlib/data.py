@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from patchlib.parameters import shown
 from patchlib.pictures import DataError, load_picture
-from patchlib.sources import NAMES, Split, read, refuse_untiled
+from patchlib.sources import NAMES, Split, read, refuse_more_than_memory, refuse_untiled
 
 RULES = ("stratified", "first", "last")
 
@@ -109,9 +110,9 @@ def load_data(
     """
     for key, value in {"image_size": image_size, "limit": limit, "patch_size": patch_size}.items():
         if not isinstance(value, numbers.Integral) or value < 0:
-            raise DataError(f"{key}: received {value!r}, accepted: 0 or a positive whole number.")
+            raise DataError(f"{key}: received {shown(value)}, accepted: 0 or a positive whole number.")
     if validation not in RULES:
-        raise DataError(f"validation: received {validation!r}, accepted: 'stratified', 'first' or 'last'.")
+        raise DataError(f"validation: received {shown(validation)}, accepted: 'stratified', 'first' or 'last'.")
     if image_size:
         refuse_untiled((image_size, image_size), patch_size)
     name = f"./{name}" if isinstance(name, os.PathLike) and str(name) in NAMES else str(name)
@@ -158,7 +159,7 @@ def _split_off(whole, fraction, classes) -> tuple[Split, Split]:
     for label, name in enumerate(classes):
         members = np.flatnonzero(whole.labels == label)
         if len(members) == 1:
-            raise DataError(f"class {name!r} has too few images: at least 2 are needed, 3 without test images.")
+            raise DataError(f"class {shown(name)} has too few images: at least 2 are needed, 3 without test images.")
         count = max(1, round(fraction * len(members))) if len(members) else 0
         chosen[rng.permutation(members)[:count]] = True
     return whole.take(~chosen), whole.take(chosen)
@@ -175,4 +176,5 @@ def _fingerprint(splits, classes) -> str:
 def _resized(split: Split, size: int) -> Split:
     if not size or split.images.shape[1:3] == (size, size):
         return split
+    refuse_more_than_memory(f"{len(split):,} images of {size} x {size} pixels take", 3 * size**2 * len(split))
     return Split(np.stack([load_picture(image, size) for image in split.images]), split.labels)

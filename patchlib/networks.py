@@ -10,13 +10,15 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from patchlib import cards
 from patchlib.cards import CARD, MODEL
 from patchlib.files import user_path
-from patchlib.parameters import shown
+from patchlib.parameters import brief, shown
 
 if TYPE_CHECKING:  # else a command would wait for Keras before it says that there's no such model
     from patchlib.backend import keras
 
+_MOST_TEXT = 2**26  # bytes; a card has a hundred thousand, a configuration fewer
 PUBLISHED = Path(__file__).parents[1] / "results" / "weights"
 
 
@@ -45,18 +47,23 @@ def load_model(source: str | os.PathLike) -> "keras.Model":
         classes under ``["dataset"]["classes"]``, or None if the file has none.
 
     Raises:
-        ModelError: there is no such network, or the file isn't a Keras model.
+        ModelError: there is no such network, or the file isn't a Keras model: broken, too large when unpacked, with
+            code in it, or with a card that is none.
     """
     path = locate(source)
     from patchlib import layers  # noqa: F401, registers the layers with Keras
     from patchlib.backend import keras
 
     try:
-        model = keras.saving.load_model(path, compile=False)
-    except Exception as error:  # what is no Keras model makes it raise nearly anything
-        raise ModelError(f"{path} can't be loaded ({' '.join(str(error).split())})") from error
-    with zipfile.ZipFile(path) as archive:
-        model.card = json.loads(archive.read(CARD)) if CARD in archive.namelist() else None
+        with zipfile.ZipFile(path) as archive:
+            texts = sum(member.file_size for member in archive.infolist() if member.filename.endswith(".json"))
+            if texts > _MOST_TEXT:
+                raise ValueError(f"its JSON unpacks to {texts:,} bytes, accepted are {_MOST_TEXT:,}")
+            card = cards.checked(json.loads(archive.read(CARD)), CARD) if CARD in archive.namelist() else None
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # broken bytes make decoders raise nearly anything
+        raise ModelError(f"{shown(str(path))} isn't a Keras model ({brief(error)}).") from error
+    model.card = card
     return model
 
 
@@ -67,18 +74,16 @@ def locate(source: str | os.PathLike) -> Path:
         source: a name of ``published()`` such as "cct-cifar10", a run's folder, or a ``.keras`` file.
 
     Raises:
-        ModelError: there is no such network, or the file isn't a Keras model.
+        ModelError: there is no such network.
     """
     path = user_path(source)
     if str(source) in published():
         path = PUBLISHED / f"{source}.keras"
     elif path.is_dir():
         path = path / MODEL
-    if not path.exists():
+    if not path.is_file():
         names = f"a trained network ({', '.join(published())}), " if published() else ""
         raise ModelError(f"no model: received {shown(str(source))}, accepted: {names}a run's folder or a .keras file.")
-    if not zipfile.is_zipfile(path):
-        raise ModelError(f"{path} isn't a Keras model: no zip archive.")
     return path
 
 

@@ -7,6 +7,7 @@ injects a mistyped name without a word, and YAML reads ``1e-3`` as text: the cla
 import difflib
 import hashlib
 import inspect
+import itertools
 import json
 from collections.abc import Mapping
 from types import ModuleType
@@ -22,7 +23,13 @@ SIZES = {"digits": 32, "cifar10": 32, "cifar100": 32}
 _IPYTHON_NAMES = {"In", "Out", "exit", "quit", "open", "get_ipython"}
 
 
+# What no machine holds is refused before it's tried: so many numbers take 160 GB with gradients and AdamW's moments.
+MOST_NUMBERS = 10**10
+
 Size = Annotated[int, Field(ge=1)]
+Kernel = Annotated[int, Field(ge=1, le=127)]
+Depth = Annotated[int, Field(ge=1, le=1000)]
+Side = Annotated[int, Field(ge=0, le=8192)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -39,6 +46,12 @@ def shown(value) -> str:
     """A value as it's quoted in a sentence: its ``repr``, and of a long one the beginning."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}...{text[-1]}"
+
+
+def brief(error: Exception | str, width: int = 200) -> str:
+    """What somebody else's error says, in one line of at most so many characters; its name if it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= width else f"{text[:width]}..."
 
 
 def _sentence(error: Mapping, known) -> str:
@@ -134,7 +147,7 @@ class Recipe(_Checked):
     ``adamw_ratio`` of the rate.
     """
 
-    epochs: int = Field(1, ge=1, description="passes over the training images")
+    epochs: int = Field(1, ge=1, le=10**6, description="passes over the training images")
     batch_size: int = Field(128, ge=1)
     optimizer: Literal["adamw", "muon"] = "adamw"
     adamw_ratio: float = Field(0.2, gt=0, description="beside Muon: AdamW's rate, as a share of learning_rate")
@@ -152,7 +165,7 @@ class Recipe(_Checked):
     )
     flip: bool = Field(True, description="mirror each training image with probability one half")
     alternate: bool = Field(False, description="flip mirrors each training image in every second epoch, not at random")
-    pad: int = Field(0, ge=0, description="pixels of zero padding before each training image is cropped back")
+    pad: int = Field(0, ge=0, le=1024, description="pixels of zero padding before each training image is cropped back")
     zoom: float = Field(0.0, ge=0, lt=1, description="each training image is zoomed by up to this share, out or in")
     trivial_augment: bool = Field(False, description="change each training image by one random operation")
     erasing: float = Field(0.0, ge=0, le=1, description="probability that a rectangle of a training image is erased")
@@ -213,18 +226,22 @@ class RunParameters(Recipe):
 
     tier: str = Field("smoke", min_length=1, description="name of the tier, for the run card")
     dataset: str = Field("digits", min_length=1, description="digits, cifar10, cifar100, an .npz file or a folder")
-    image_size: int = Field(0, ge=0, description="images are brought to this many pixels a side; 0: as they are")
+    image_size: Side = Field(0, description="images are brought to this many pixels a side; 0: as they are")
     limit: int = Field(0, ge=0, description="at most so many training images; 0: all")
     validation: Literal["stratified", "first", "last"] = Field(
         "stratified", description="which tenth of train validates; first and last are CIFAR's alone"
     )
     run_dir: str = Field("", description="the run's own folder; empty: a new one below runs/")
 
+    def least_weights(self, patches: int) -> int:
+        """How many weights the network has at least: those of its matrices; ``patches`` of an image, 0 if unknown."""
+        return 0
+
     @pydantic.model_validator(mode="after")
-    def _patches_tile(self) -> Self:
+    def _sizes_fit(self) -> Self:
         """Where the size of the images is known before they are read; ``load_data`` looks at the others."""
         size = getattr(self, "resize", 0) or self.image_size or SIZES.get(self.dataset, 0)
-        patch_size = getattr(self, "patch_size", 1)
+        patch_size, depth, dim = (getattr(self, name, 1) for name in ("patch_size", "depth", "dim"))
         if size % patch_size:
             fitting = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
             raise ValueError(
@@ -236,6 +253,13 @@ class RunParameters(Recipe):
             raise ValueError(
                 f"start_size: received {self.start_size}, accepted: 0, or a multiple of {patch_size} of at most "
                 f"{size or 'the size of the images'}."
+            )
+        patches = (size // patch_size) ** 2
+        if (numbers := self.least_weights(patches) + depth * dim * patches) > MOST_NUMBERS:
+            least = min(numbers, 10**18)
+            raise ValueError(
+                f"depth {depth} and dim {shown(dim)}, with the other sizes, make at least {least:,} weights and values "
+                f"of one image ({4 * least // 10**9:,} GB), accepted: {MOST_NUMBERS:,} in all."
             )
         return self
 
@@ -259,11 +283,14 @@ class ConvMixer(RunParameters):
     mixers: ClassVar = ("depthwise convolution", "pointwise convolution")
     standardize: ClassVar = False
     dim: Size = 256
-    depth: Size = 8
-    kernel_size: Size = 5
+    depth: Depth = 8
+    kernel_size: Kernel = 5
     patch_size: Size = 2
     batchnorm_momentum: Rate = 0.99
     batchnorm_epsilon: float = Field(1e-3, gt=0)
+
+    def least_weights(self, patches: int) -> int:
+        return self.depth * self.dim * (self.dim + self.kernel_size**2)
 
 
 class CCT(RunParameters):
@@ -276,13 +303,13 @@ class CCT(RunParameters):
         False, description="pixels enter less their mean, over their standard deviation; else over 255"
     )
     dim: Size = 128
-    depth: Size = 2
+    depth: Depth = 2
     heads: Size = 2
     key_dim: Size = 128
     mlp_dim: Size = 128
-    conv_layers: Size = 2
+    conv_layers: Depth = 2
     conv_dim: Size = 64
-    kernel_size: Size = 3
+    kernel_size: Kernel = 3
     padding: Literal["after_activation", "same", "symmetric"] = "after_activation"
     dropout: Rate = 0.1
     attention_dropout: Rate = 0.1
@@ -291,15 +318,20 @@ class CCT(RunParameters):
     activate_output: bool = True
     skip: Literal["input", "normalized"] = "input"
 
+    def least_weights(self, patches: int) -> int:
+        widths = [3, *[self.conv_dim] * (self.conv_layers - 1), self.dim]
+        tokenizer = self.kernel_size**2 * sum(one * other for one, other in itertools.pairwise(widths))
+        return tokenizer + self.depth * self.dim * (4 * self.heads * self.key_dim + 2 * self.mlp_dim)
+
 
 class _Patches(RunParameters):
     """What the models that cut a resized image into patches have in common."""
 
     standardize: ClassVar = True
-    resize: int = Field(64, ge=0)
+    resize: Side = 64
     patch_size: Size = 8
     dim: Size = 256
-    depth: Size = 4
+    depth: Depth = 4
     dropout: Rate = 0.2
     head_dropout: Rate = 0.2
 
@@ -316,6 +348,9 @@ class MLPMixer(_Patches):
     shared_norm: bool = True
     final_norm: bool = False
 
+    def least_weights(self, patches: int) -> int:
+        return 2 * self.depth * (self.dim * self.channels_dim + patches * self.tokens_dim)
+
 
 class FNet(_Patches):
     """Parameters of ``notebooks/fnet.ipynb``; the model's are those of ``patchlib.models.fnet``."""
@@ -325,6 +360,9 @@ class FNet(_Patches):
     mixers: ClassVar = ("Fourier transform, no weights", "the same transform, MLP")
     hidden_dim: Size = 256
     norm: Literal["backward", "ortho"] = Field("backward", description="of the Fourier transform, as in numpy.fft")
+
+    def least_weights(self, patches: int) -> int:
+        return 2 * self.depth * self.dim * self.hidden_dim
 
 
 class GMLP(_Patches):
@@ -339,6 +377,9 @@ class GMLP(_Patches):
     gate_stddev: float = Field(0.0, ge=0, description="of the gate's initial weights; 0: glorot uniform")
     final_norm: bool = False
 
+    def least_weights(self, patches: int) -> int:
+        return self.depth * (3 * self.dim * self.hidden_dim // 2 + patches**2)
+
 
 class ViT(RunParameters):
     """Parameters of ``notebooks/vit.ipynb``; the model's are those of ``patchlib.models.vit``."""
@@ -349,13 +390,16 @@ class ViT(RunParameters):
     standardize: ClassVar = True
     patch_size: Size = 4
     dim: Size = 128
-    depth: Size = 4
+    depth: Depth = 4
     pool: Literal["token", "mean"] = "token"
     heads: Size = 4
     mlp_dim: Size = 256
     dropout: Rate = 0.1
     attention_dropout: Rate = 0.0
     stochastic_depth: Rate = 0.0
+
+    def least_weights(self, patches: int) -> int:
+        return self.depth * self.dim * (4 * self.dim + 2 * self.mlp_dim)
 
     @pydantic.model_validator(mode="after")
     def _heads_divide(self) -> Self:

@@ -12,10 +12,14 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from patchlib.files import user_path
+from patchlib.parameters import brief, shown
 
 # Data, films, and drawings that another program has to paint.
 _NOT_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
-_BITS_PER_SAMPLE = 258  # a tag of TIFF
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+_WHITE_IS_ZERO, _SIGNED = 0, (2,)
+_PATH = str | os.PathLike
+_MOST_PIXELS = 2**27  # of a picture that is asked for; Pillow refuses files of more than a third more
 
 
 class DataError(ValueError):
@@ -107,9 +111,8 @@ def load_picture(picture, size: int | tuple[int, int] | None = None) -> np.ndarr
             picture = Image.fromarray(picture[..., 0] if picture.shape[2:] == (1,) else picture)
         image = _rgb(picture) if isinstance(picture, Image.Image) else _opened(picture)
     except Exception as error:  # broken bytes make decoders raise nearly anything
-        named = isinstance(picture, (str, os.PathLike))
-        name = os.fspath(picture) if named else f"this {type(picture).__name__}"
-        raise DataError(f"{name} can't be read as a picture ({error}).") from error
+        name = shown(os.fspath(picture)) if isinstance(picture, _PATH) else f"this {type(picture).__name__}"
+        raise DataError(f"{name} can't be read as a picture ({brief(error)}).") from error
     if height_width and height_width != image.size[::-1]:
         image = ImageOps.fit(image, height_width[::-1])
     return np.array(image)
@@ -128,22 +131,31 @@ def _height_width(size):
         height, width = sides
         if isinstance(size, bool) or not all(isinstance(side, numbers.Integral) and int(side) > 0 for side in sides):
             raise ValueError
+        if int(height) * int(width) > _MOST_PIXELS:
+            raise ValueError
     except (TypeError, ValueError):
         accepted = "None, or whole numbers from 1 on: one for a square, or (height, width)"
-        raise DataError(f"size: received {size!r}, accepted: {accepted}.") from None
+        most = f"at most {_MOST_PIXELS:,} pixels in all"
+        raise DataError(f"size: received {shown(size)}, accepted: {accepted}; {most}.") from None
     return int(height), int(width)
 
 
 def _opened(file):
+    if isinstance(file, _PATH) and not (file := user_path(file)).is_file():  # of a pipe or a device there's no end
+        raise FileNotFoundError("there is no such file")
     with Image.open(file, formats=_formats()) as image:
         return _rgb(image)
 
 
 def _rgb(image):
-    depth = 12 if getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE) == (12,) else 16
+    tags, stored = getattr(image, "tag_v2", {}), {str(tile[3]) for tile in getattr(image, "tile", ())}
+    if image.mode == "L" and tags.get(_SAMPLE_FORMAT) == _SIGNED:
+        raise ValueError("grey of 8 bits with a sign, accepted is grey from 0 to 255")
+    if "transparency" in image.info and stored & {"L;2", "L;4", "RGB;16B"}:  # which Pillow takes for one of 8 bits
+        raise ValueError("a transparent colour of 2, 4 or 16 bits, accepted is one of 8, or an alpha channel")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
-        return _from_deep_grey(image, depth)
+        return _from_deep_grey(image, tags)
     if image.mode == "F":
         raise ValueError("mode F: floating-point pixels don't say what is white, accepted are whole numbers")
     if image.has_transparency_data:
@@ -152,10 +164,12 @@ def _rgb(image):
     return image.convert("RGB")
 
 
-def _from_deep_grey(image, depth):
-    values = np.asarray(image)
+def _from_deep_grey(image, tags):
+    values, depth = np.asarray(image), 12 if tags.get(_BITS_PER_SAMPLE) == (12,) else 16
     low, high = values.min(), values.max()
     if low < 0 or high > 65535:
         raise ValueError(f"mode {image.mode}: grey from {low} to {high}, accepted are 8 bits, or 16: 0 to 65535")
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        values = 65535 - values
     hidden = values == image.info.get("transparency", -1)
     return Image.fromarray(np.where(hidden, 255, values >> (depth - 8)).astype("uint8")).convert("RGB")

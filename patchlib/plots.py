@@ -20,7 +20,7 @@ def grid(pictures, titles=(), columns=8, size=1.1, **imshow) -> Figure:
     for ax, picture in zip(axes.flat, pictures, strict=False):
         ax.imshow(picture, **imshow)
     for ax, title in zip(axes.flat, titles, strict=False):
-        ax.set_title(title, fontsize=9)
+        ax.set_title(title, fontsize=9, parse_math=False)  # a class may be called "$"
     figure.tight_layout(pad=0.3)
     plt.close(figure)
     return figure
@@ -272,7 +272,7 @@ def _panels(titles, columns=3):
         rows, columns, figsize=(max(3.8 * columns, 6), height), squeeze=False, layout="constrained"
     )
     for ax, title in zip(axes.flat, titles, strict=False):
-        ax.set_title(title, fontsize=9)
+        ax.set_title(title, fontsize=9, parse_math=False)  # a class may be called "$"
         ax.grid(alpha=0.3)
     for ax in axes.flat[len(titles) :]:
         ax.axis("off")

@@ -20,7 +20,7 @@ import numpy as np
 
 from patchlib import cards, cost, evaluation, files, machine, networks, optimizers, training
 from patchlib.backend import keras
-from patchlib.cards import CARD, CHECKPOINT, MODEL, PREDICTIONS, PROGRESS, SCHEMA, RunError
+from patchlib.cards import CARD, CHECKPOINT, MODEL, PREDICTIONS, PROGRESS, SCHEMA, SUMS, RunError
 from patchlib.data import Data
 from patchlib.parameters import ARCHITECTURES, Recipe, RunParameters, shown
 
@@ -116,6 +116,7 @@ def _train(model, data, recipe, folder):
         shutil.rmtree(leftover)
     for name in (CARD, MODEL, PREDICTIONS):
         files.partial(folder / name).unlink(missing_ok=True)
+    (folder / SUMS).unlink(missing_ok=True)  # of a run whose card somebody has removed
     identity = _identity(model, data, recipe)
     progress, started = _resume(folder, identity, model)
     steps = training.count_steps(data.train, recipe)

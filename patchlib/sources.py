@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from patchlib.files import PathError, user_path
-from patchlib.parameters import SIZES, nearest, shown
+from patchlib.parameters import SIZES, brief, nearest, shown
 from patchlib.pictures import DataError, find_pictures, is_picture, load_picture
 
 NAMES = tuple(SIZES)
@@ -128,7 +128,7 @@ def _npz(path, classes=None):
     if not set(keys["val"]) & set(arrays):
         del keys["val"]
     if missing := [key for pair in keys.values() for key in pair if key not in arrays]:
-        raise DataError(f"{path} lacks {', '.join(missing)}: it holds {', '.join(arrays) or 'nothing'}.")
+        raise DataError(f"{path} lacks {', '.join(missing)}: it holds {brief(', '.join(arrays) or 'nothing')}.")
     splits = {part: _checked(path, pair, *(arrays[key] for key in pair)) for part, pair in keys.items()}
     images, labels = keys["train"]
     train = splits["train"]
@@ -146,7 +146,7 @@ def _npz(path, classes=None):
             f"{path} has labels from 0 to {count - 1} and {len(classes)} class name(s): accepted is a name for each."
         )
     if twice := [name for name, times in Counter(classes).items() if times > 1]:
-        raise DataError(f"{path}: {', '.join(map(repr, twice))} is the name of more than one class.")
+        raise DataError(f"{path}: {shown(twice[0])} is the name of more than one class.")
     for part, split in splits.items():
         if split.images.shape[1:] != train.images.shape[1:]:
             raise DataError(f"{path}: {images} is of {train.images.shape}, {keys[part][0]} of {split.images.shape}.")
@@ -155,13 +155,13 @@ def _npz(path, classes=None):
 
 def _arrays(path):
     """All arrays of an .npz file, if they fit into this machine's memory."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
     try:
         with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size <= memory:
-            with np.load(path, allow_pickle=False) as file:
-                return {key: file[key] for key in file.files}
+            refuse_more_than_memory(f"{path} unpacks to", sum(member.file_size for member in archive.infolist()))
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except DataError:
+        raise
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -172,8 +172,13 @@ def _arrays(path):
         TypeError,
         ValueError,
     ) as error:
-        raise DataError(f"{path} is broken or isn't an .npz file ({error}).") from error
-    raise DataError(f"{path} unpacks to {size / 1e9:,.1f} GB, and this machine has {memory / 1e9:,.1f} GB of memory.")
+        raise DataError(f"{path} is broken or isn't an .npz file ({brief(error)}).") from error
+
+
+def refuse_more_than_memory(what, size):
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    if size > memory:
+        raise DataError(f"{what} {size / 1e9:,.1f} GB, and this machine has {memory / 1e9:,.1f} GB of memory.")
 
 
 def _checked(path, keys, images, labels) -> Split:
@@ -182,12 +187,12 @@ def _checked(path, keys, images, labels) -> Split:
         images = images[..., None]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
         raise DataError(
-            f"{path}: {pixels} is {images.dtype} of shape {images.shape}, accepted: uint8 of shape (N, H, W, 3)."
+            f"{path}: {pixels} is {brief(images.dtype)} of shape {images.shape}, accepted: uint8 of shape (N, H, W, 3)."
         )
     count = len(images)
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape not in ((count,), (count, 1)):
         raise DataError(
-            f"{path}: {classes} is {labels.dtype} of shape {labels.shape}, accepted: {count} integers from 0 on, "
+            f"{path}: {classes} is {brief(labels.dtype)} of shape {labels.shape}, accepted: {count} integers from 0, "
             f"of shape ({count},) or ({count}, 1), which one-hot labels become by argmax(axis=1)."
         )
     if labels.min() < 0 or labels.max() >= 2**31:
@@ -228,7 +233,7 @@ def _table(path, size, patch_size):
                     raise DataError(f"{path}, {received}, accepted: a path, a label, and for split {known}.")
                 rows.setdefault(part, []).append((path.parent / row["path"], row["label"]))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is broken or isn't a .csv file ({error}).") from error
+        raise DataError(f"{path} is broken or isn't a .csv file ({brief(error)}).") from error
     _refuse_classes(path, {"train": []} | {part: {name for _, name in pairs} for part, pairs in rows.items()})
     classes = sorted({name for _, name in rows["train"]})
     pairs = {part: [(f, classes.index(name)) for f, name in found] for part, found in rows.items()}
@@ -239,10 +244,10 @@ def _refuse_classes(path, names):
     """Refuse the classes' names in each part if there's but one in train, or another elsewhere."""
     train = set(names["train"])
     if len(train) < 2:
-        raise DataError(f"{path}: train has {len(train)} class(es) ({', '.join(train)}): at least 2 are needed.")
+        raise DataError(f"{path}: train has {len(train)} class(es) ({brief(', '.join(train))}): at least 2 are needed.")
     for part, found in names.items():
         if others := set(found) - train:
-            raise DataError(f"{path}: {part} has {', '.join(sorted(others))}, which train has not.")
+            raise DataError(f"{path}: {part} has {brief(', '.join(sorted(others)))}, which train has not.")
 
 
 def _subfolders(path):
@@ -258,7 +263,9 @@ def _pictures(pairs, size, patch_size):
     for i, file in enumerate(files):
         picture = load_picture(file, size or None)
         if i == 0:
-            refuse_untiled(picture.shape[:2], patch_size)
+            height, width, _ = picture.shape
+            refuse_untiled((height, width), patch_size)
+            refuse_more_than_memory(f"{len(files):,} images of {height} x {width} take", picture.nbytes * len(files))
             images = np.empty((len(files), *picture.shape), "uint8")
         if picture.shape != images.shape[1:]:
             other, first = (" x ".join(map(str, shape[:2])) for shape in (picture.shape, images.shape[1:]))

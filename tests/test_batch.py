@@ -18,6 +18,7 @@ import pytest
 pytest.importorskip("distributed", reason="it comes with the notebooks' extra")
 
 from PIL import Image
+from test_cards import card as whole_card
 from test_plan import planned
 
 from patchlib import batch, cards
@@ -39,10 +40,11 @@ while (epoch := len(list(folder.glob("checkpoint-*"))) + 1) <= epochs:
     if first and act == "hang":
         time.sleep(600)
 os.system("echo noise >&2")
-card = {"architecture": "convmixer", "metrics": {"test_accuracy": 0.5}, "time": {"seconds": 7}}
-card["parameters"] = p.model_dump(exclude={"run_dir"})
+card = json.loads(os.environ["STUB_CARD"]) | {"parameters": p.model_dump(exclude={"run_dir"})}
 (folder / "model.keras").write_text("weights")
 (folder / "run.json").write_text(json.dumps(card))
+if act == "die" and first:
+    os.kill(os.getpid(), 9)
 if act == "fail":
     raise ValueError("first line\\nand last")
 """
@@ -62,9 +64,18 @@ def stub(tmp_path, monkeypatch):
     return tmp_path
 
 
+def finished_card(**changes):
+    return whole_card(test=0.5, architecture="convmixer") | changes
+
+
+def stubbed(acts):
+    """The environment in which the stub does as it's told."""
+    return {"STUB": json.dumps(acts), "STUB_CARD": json.dumps(finished_card()), "PYTHONPATH": str(ROOT)}
+
+
 def start(*words, acts=None):
     command = [sys.executable, "-m", "patchlib", "run", "convmixer", "--notebooks", "notebooks", "--out", "out", *words]
-    env = os.environ | {"STUB": json.dumps(acts or {}), "PYTHONPATH": str(ROOT)}
+    env = os.environ | stubbed(acts or {})
     # Whoever runs these tests in the background may ignore Ctrl-C, which a child would inherit.
     heeds = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heeds)
@@ -92,7 +103,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
-WHOLE = ["convmixer.ipynb", "model.keras", "run.json"]
+WHOLE = ["SHA256SUMS", "convmixer.ipynb", "model.keras", "run.json"]
 
 
 def test_eight_runs_of_which_one_fails_while_a_worker_and_a_kernel_are_killed(stub):
@@ -160,7 +171,7 @@ def test_a_hung_cell_is_ended_and_the_notebook_kept(stub):
 def cluster(folder):
     """A scheduler and two workers that share no folder; yields its address."""
     dask, where = [sys.executable, "-m", "distributed.cli.dask_scheduler"], folder / "scheduler.json"
-    env = os.environ | {"STUB": json.dumps({0: "hang", 2: "fail"}), "PYTHONPATH": str(ROOT)}
+    env = os.environ | stubbed({0: "hang", 2: "fail"})
     options = {"env": env, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     processes = [
         subprocess.Popen(
@@ -182,7 +193,7 @@ def cluster(folder):
             words += ["--no-nanny", "--local-directory", "."]
             processes.append(subprocess.Popen([sys.executable, *words], cwd=folder / name, **options))
         wait_for(where.exists, processes[0])
-        yield json.loads(where.read_text())["address"]
+        yield json.loads(where.read_text())["address"], processes[0]
     finally:
         for process in processes:
             process.kill()
@@ -190,7 +201,7 @@ def cluster(folder):
 
 
 def test_a_cluster_without_a_shared_disk_one_of_whose_workers_is_killed(stub):
-    with cluster(stub) as address:
+    with cluster(stub) as (address, _):
         process = start("--seeds", "4", "--scheduler", address)
         wait_for(lambda: log(stub, 0), process)
         os.kill(log(stub, 0)[0][2], signal.SIGKILL)
@@ -206,6 +217,26 @@ def test_a_cluster_without_a_shared_disk_one_of_whose_workers_is_killed(stub):
     assert [name for name in kept if name != "convmixer-smoke-digits-seed0"] == ["convmixer-smoke-digits-seed2"]
 
 
+def test_a_scheduler_that_is_killed_is_said_in_a_sentence(stub):
+    with cluster(stub) as (address, scheduler):
+        process = start("--scheduler", address)
+        wait_for(lambda: log(stub, 0), process)
+        scheduler.kill()
+        code, output, errors = end(process)
+    reason = "failed, the scheduler is gone, or was told to stop this run: the same command begins it again. (1 of 1)"
+    assert code == 1 and errors.endswith(f": {reason}\n") and "Traceback" not in errors, output + errors
+
+
+def test_two_at_once_do_not_disturb_each_other_and_a_kernel_that_dies_after_its_card_has_not_finished(stub):
+    twice = [start("--seeds", "2", acts={0: "die"}) for _ in range(2)]
+    for process in twice:
+        code, output, errors = end(process)
+        assert (code, output.splitlines()[-1]) == (0, "2 finished"), output + errors
+    for seed in range(2):
+        assert [epoch for epoch, *_ in log(stub, seed)] == [1, 2, 3]
+        assert names(stub / "out" / f"convmixer-smoke-digits-seed{seed}") == WHOLE
+
+
 def test_a_run_that_somebody_else_is_at_is_waited_for_and_kept(stub):
     (run,) = planned("convmixer", "--out", "out").values()
     (run.folder / "checkpoint-00001").mkdir(parents=True)
@@ -213,13 +244,62 @@ def test_a_run_that_somebody_else_is_at_is_waited_for_and_kept(stub):
         process = start()
         wait_for((run.folder / ".batch.lock").exists, process)
         time.sleep(1)
-        results = {"architecture": "convmixer", "metrics": {"test_accuracy": 0.5}, "time": {"seconds": 7}}
-        card = json.dumps(results | {"parameters": run.parameters.model_dump(exclude={"run_dir"})})
+        card = json.dumps(finished_card(parameters=run.parameters.model_dump(exclude={"run_dir"})))
         (run.folder / "run.json").write_text(card)
         (run.folder / "checkpoint-00001").rmdir()
     code, output, errors = end(process)
     assert (code, output.splitlines()[-1], log(stub, 0)) == (0, "1 finished", []), output + errors
     assert (run.folder / "run.json").read_text() == card
+
+
+FINISHED = ["model.keras", "predictions.npz", "run.json", "convmixer.ipynb"]
+
+
+def finished_run(*words):
+    """A finished run's folder, as `patchlib run` leaves it."""
+    (run,) = planned("convmixer", "--out", "out", *words).values()
+    run.folder.mkdir(parents=True)
+    for name in FINISHED:
+        (run.folder / name).write_text(name)
+    card = finished_card(parameters=run.parameters.model_dump(exclude={"run_dir"}))
+    (run.folder / "run.json").write_text(json.dumps(card))
+    (run.folder / "SHA256SUMS").write_text("\n".join(cards.sums(run.folder, FINISHED)))
+    return run
+
+
+@pytest.mark.parametrize("change", [lambda path: path.write_text(path.read_text() + " "), Path.unlink])
+@pytest.mark.parametrize("name", FINISHED[:2] + FINISHED[3:])
+def test_a_file_that_changed_since_its_run_ended_is_named(tmp_path, monkeypatch, name, change):
+    monkeypatch.chdir(tmp_path)
+    run = finished_run()
+    assert batch.judge(run, "skipped").status == "skipped"
+    change(run.folder / name)
+    outcome = batch.judge(run, "skipped")
+    assert (outcome.status, outcome.reason) == (
+        "failed",
+        f"{run.folder}: '{name}' changed since its run ended (SHA256SUMS): put it back, or remove the folder.",
+    )
+
+
+def test_a_card_that_changed_is_named_and_a_run_without_digests_is_as_valid_as_before(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = finished_run()
+    card = json.loads((run.folder / "run.json").read_text())
+    card["metrics"]["test_accuracy"] = 0.99
+    (run.folder / "run.json").write_text(json.dumps(card))
+    assert "'run.json' changed since" in batch.judge(run, "skipped").reason
+    (run.folder / "SHA256SUMS").unlink()
+    assert batch.judge(run, "skipped").accuracy == 0.99
+
+
+def test_names_in_digests_open_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = finished_run()
+    os.mkfifo(tmp_path / "fifo")
+    (run.folder / "SHA256SUMS").write_text(f"{'0' * 64}  {tmp_path}/fifo\n")
+    assert "fifo' changed since" in batch.judge(run, "skipped").reason
+    (run.folder / "SHA256SUMS").write_bytes(b"\xff")
+    assert "can't decode" in batch.judge(run, "skipped").reason
 
 
 @pytest.mark.parametrize("name", ["../evil.py", "/tmp/evil.py", ".lock", "notes.txt", "cct.ipynb/../../evil"])
@@ -231,7 +311,7 @@ def test_files_of_other_names_that_a_worker_sends_are_refused(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (run,) = planned("cct").values()
     outcome = batch._collect(None, run, Future())
-    assert outcome.status == "failed" and outcome.reason.startswith(f"the worker sent [{name!r}], accepted: cct.ipynb")
+    assert outcome.status == "failed" and outcome.reason.startswith(f"the worker sent [{name!r}], accepted: ")
     assert not list(tmp_path.rglob("*evil*")) and not run.folder.exists()
 
 
@@ -246,7 +326,9 @@ def test_a_real_notebook(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert not [name for name in names(scratch) if name.startswith(("dask", "patchlib"))]
     folder = tmp_path / "out" / "vit-smoke-digits-epochs=1-limit=64-seed3"
-    assert names(folder) == ["curves.png", "model.keras", "predictions.npz", "run.json", "vit.ipynb"]
+    assert names(folder) == ["SHA256SUMS", "curves.png", "model.keras", "predictions.npz", "run.json", "vit.ipynb"]
+    summed = subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
+    assert summed.stdout.count(": OK\n") == 5, summed
     card = cards.load_card(folder)
     assert (card["seed"], card["parameters"]["limit"], card["tier"]) == (3, 64, "smoke")
     steps, remark, epoch, end = done.stderr.splitlines()  # and not a word of TensorFlow's

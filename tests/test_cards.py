@@ -71,9 +71,10 @@ def test_a_card_with_a_parameter_that_others_lack_has_its_own_name():
 def test_cards_are_read_strictly(tmp_path):
     with pytest.raises(cards.RunError, match="holds no finished run"):
         cards.load_card(tmp_path)
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(cards.RunError, match="isn't a run card"):
-        cards.load_card(tmp_path)
+    for content in (b"{", b"\xff", b"[" * 100_000, b"9" * 5000):
+        (tmp_path / "run.json").write_bytes(content)
+        with pytest.raises(cards.RunError, match="isn't a run card"):
+            cards.load_card(tmp_path)
     (tmp_path / "run.json").write_text('{"schema": 0}')
     with pytest.raises(cards.RunError, match="schema"):
         cards.load_cards(tmp_path)
@@ -135,6 +136,15 @@ def test_the_first_difference_is_told():
         (["dataset"], None, "dataset is None, accepted: a valid dictionary."),
         (["seed"], "x" * 999, f"seed is '{'x' * 199}...', accepted: a valid integer."),
         (["hardware"], ..., "hardware is missing."),
+        (["parameters", "epochs"], ..., "parameters.epochs is missing."),
+        (["parameters", "pad"], [4], "parameters.pad.bool is [4], accepted: a valid boolean."),
+        (["history", "x" * 999], 1, f"history.{'x' * 192}... is 1, accepted: a valid list."),
+        (["metrics", "test_accuracy"], 1.5, "metrics.test_accuracy is 1.5, accepted: less than or equal to 1."),
+        (["history", "val_accuracy"], [0.1, -1], "history.val_accuracy.1 is -1, accepted: greater than or equal to 0."),
+        (["dataset", "test"], 0, "dataset.test is 0, accepted: greater than or equal to 1."),
+        (["best_epoch"], 3, "best_epoch is 3, accepted: one of the 2 epochs of its history."),
+        (["history", "val_accuracy"], [], "best_epoch is 2, accepted: one of the 0 epochs of its history."),
+        (["history"], {}, "history.val_accuracy is missing."),
     ],
 )
 def test_of_a_hostile_card_file_and_key_are_named(tmp_path, keys, value, said):

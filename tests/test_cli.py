@@ -15,6 +15,7 @@ from PIL import Image
 
 pytest.importorskip("distributed", reason="it comes with the notebooks' extra")
 
+from test_cards import card
 from test_plan import planned
 from test_prediction import pictures_of_every_kind
 
@@ -42,6 +43,10 @@ from patchlib import cli, exporting, models, networks
         ("cct --set epochs=1:30", ["'epochs'", "received '1:30'", "integer"]),
         ("cct --set flip=on", ["'flip'", "received 'on'", "boolean"]),
         ("cct --set learning_rate=nan", ["'learning_rate'", "received nan", "finite"]),
+        (
+            "convmixer --set dim=10000000",
+            ["convmixer, tier smoke", "at least 400,0", "weights", "accepted: 10,000,000,000"],
+        ),
         ("cct --notebooks nowhere", ["nowhere/cct.ipynb", "--notebooks"]),
     ],
 )
@@ -66,7 +71,7 @@ def test_a_folder_with_other_parameters_is_no_finished_run(tmp_path, monkeypatch
     (run,) = planned("cct").values()
     run.folder.mkdir(parents=True)
     there = run.parameters.model_dump(exclude={"run_dir"}) | {"dim": 7}
-    (run.folder / "run.json").write_text(json.dumps({"architecture": "cct", "parameters": there}))
+    (run.folder / "run.json").write_text(json.dumps(card() | {"parameters": there}))
     assert cli.main(["run", "cct"]) == 1
     assert "failed    " in (output := capsys.readouterr().out) and "dim is 7 there and 48 here" in output
 
@@ -76,8 +81,7 @@ def test_a_finished_run_is_older_than_a_parameter(tmp_path, monkeypatch, capsys)
     (run,) = planned("cct").values()
     run.folder.mkdir(parents=True)
     there = run.parameters.model_dump(exclude={"run_dir", "cutmix"})
-    card = {"architecture": "cct", "parameters": there, "metrics": {"test_accuracy": 0.5}, "time": {"seconds": 7}}
-    (run.folder / "run.json").write_text(json.dumps(card))
+    (run.folder / "run.json").write_text(json.dumps(card() | {"parameters": there}))
     assert cli.main(["run", "cct"]) == 0
     assert "1 finished (1 before)" in capsys.readouterr().out
 

@@ -40,7 +40,7 @@ def test_what_is_no_card_of_this_schema_and_a_missing_folder_are_refused_by_name
     write(tmp_path, old=card() | {"schema": 0})
     with pytest.raises(cards.RunError, match=r"old\.json isn't a run card of schema 1"):
         compare.load(tmp_path)
-    with pytest.raises(cards.RunError, match="nowhere isn't a folder"):
+    with pytest.raises(cards.RunError, match="nowhere' isn't a folder"):
         compare.load(tmp_path / "nowhere")
 
 

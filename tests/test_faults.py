@@ -1,17 +1,25 @@
-"""The power fails at every moment of a run: nothing that was reached is lost, and nothing half-written counts.
+"""The power fails at every moment of a run, the process is killed, the disk is full: nothing that was reached is lost.
 
-A disk is played by what a run does to its folder. Of a file, what wasn't flushed is lost, and it's empty. Of a folder's
-entries, those changed since it was last flushed may be there or not; the two extremes are that all changes arrived, and
-that removals alone did.
+For the power, a disk is played by what a run does to its folder. Of a file, what wasn't flushed is lost, and it's
+empty. Of a folder's entries, those changed since it was last flushed may be there or not; the two extremes are that all
+changes arrived, and that removals alone did.
 """
 
 import os
+import random
+import resource
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from test_fuzz import SIEGE
+from test_runs import names
 from test_training import RECIPE, changed, small_model, tiny
 
 from patchlib import cards, files, runs
@@ -125,8 +133,9 @@ def failures(tmp_path, monkeypatch):
     return [words for left in disk.left if (words := lost(*left, model))], len(disk.left)
 
 
-def test_a_power_failure_at_any_moment_loses_nothing(tmp_path, monkeypatch):
+def test_a_power_failure_at_any_moment_loses_nothing(tmp_path, monkeypatch, record_property):
     found, tried = failures(tmp_path, monkeypatch)
+    record_property("tried", tried)
     assert found == [] and tried > 100
 
 
@@ -153,3 +162,79 @@ def test_what_is_not_ours_stays(tmp_path, name):
     (tmp_path / name).write_text("mine")
     runs.train(small_model(), tiny(), RECIPE, tmp_path)
     assert (tmp_path / name).read_text() == "mine"
+
+
+LONGER = changed(epochs=12)
+
+
+def trained(folder: Path, largest: int = resource.RLIM_INFINITY) -> int:
+    """Train in a fork of this process, of which no file may become larger; the fork's process id."""
+    if child := os.fork():
+        return child
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
+        runs.train(small_model(), tiny(), LONGER, folder)
+        os._exit(0)
+    except (OSError, cards.RunError):
+        os._exit(1)
+    finally:
+        os._exit(2)
+
+
+def ended(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def kill(root: str, kills: int) -> None:
+    """Train runs, killed so many times in all, at random and just after checkpoints, until each is finished."""
+    done, number = 0, 0
+    while True:
+        folder = Path(root, f"run-{number}")
+        before, child, start = cards.progress(folder), trained(folder), time.monotonic()
+        if done < kills:
+            by_checkpoint, deadline = random.random() < 0.75, start + random.uniform(0, 4)
+            while time.monotonic() < (start + 60 if by_checkpoint else deadline):
+                if by_checkpoint and cards.progress(folder).get("history") != before.get("history"):
+                    time.sleep(random.uniform(0, 0.2))
+                    break
+                time.sleep(0.002)
+            os.kill(child, signal.SIGKILL)
+        code = ended(child)
+        done += code == -signal.SIGKILL
+        assert code in (0, -signal.SIGKILL), code
+        reached = [len(progress.get("history", {}).get("loss", ())) for progress in (before, cards.progress(folder))]
+        assert reached[0] <= reached[1], reached
+        if code == 0:
+            number += 1
+            if done == kills:
+                return
+
+
+def fill(root: str, times: int) -> None:
+    """Train a run where its files find too little room, so many times and for more and more bytes; then with enough."""
+    sizes = np.geomspace(64, 40_000, times).astype(int).tolist()
+    codes = [ended(trained(Path(root, "run-0"), size)) for size in [*sizes, resource.RLIM_INFINITY]]
+    assert codes == [1] * times + [0], codes
+
+
+def assert_as_if_nothing_had_been(root, call):
+    program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_faults; test_faults.{call}"
+    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ)
+    whole = runs.train(small_model(), tiny(), LONGER, root / "whole")
+    for folder in root.glob("run-*"):
+        card = cards.load_card(folder)
+        assert (card["metrics"], card["weights"]) == (whole["metrics"], whole["weights"])
+        assert names(folder) == ["model.keras", "predictions.npz", "run.json"]
+
+
+def test_killed_at_any_moment_a_run_ends_as_if_it_had_not_been(tmp_path, record_property):
+    kills = 60 if SIEGE else 4
+    assert_as_if_nothing_had_been(tmp_path, f"kill({str(tmp_path)!r}, {kills})")
+    record_property("tried", kills)
+
+
+def test_a_full_disk_loses_nothing(tmp_path, record_property):
+    times = 12 if SIEGE else 4
+    assert_as_if_nothing_had_been(tmp_path, f"fill({str(tmp_path)!r}, {times})")
+    record_property("tried", times)

@@ -11,5 +11,8 @@ def test_numbers_go_to_the_right_and_words_to_the_left():
 
 
 def test_a_cell_cannot_leave_its_place():
-    table = markdown.table(["a|b", "c"], [["x\ny", "1"], ["|---|", 2]])
-    assert table.splitlines() == [r"| a\|b | c |", "|---|--:|", "| x y | 1 |", r"| \|---\| | 2 |"]
+    table = markdown.table(["a|b", "c"], [["x\ny", "1"], ["|---|", 2], [r"\|", "<b>"]])
+    assert table.splitlines() == [
+        *(r"| a\|b | c |", "|---|---|", "| x y | 1 |", r"| \|---\| | 2 |"),
+        r"| \\\| | &lt;b> |",
+    ]

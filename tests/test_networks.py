@@ -1,17 +1,20 @@
 """Trained networks as files: what comes back, with its card, and what is refused; and the published ones."""
 
+import json
 import os
 import subprocess
 import sys
+import zipfile
 
 import keras
 import numpy as np
 import pytest
 from PIL import Image
+from test_cards import card
 
 from patchlib import cards, models, networks
 
-CARD = {"dataset": {"classes": ["cat", "dog"]}, "history": {"loss": [2.0, 1.0]}}
+CARD = card()
 
 
 def small():
@@ -60,9 +63,61 @@ def test_what_is_no_saved_model_is_refused(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(
-        ValueError, match=r"model\.keras.*accepted: " if content is None else r"model\.keras isn't a Kera"
+        ValueError, match=r"model\.keras.*accepted: " if content is None else r"model\.keras' isn't a Kera"
     ):
         networks.load_model(path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The members of a file with a model and its card."""
+    path = tmp_path_factory.mktemp("whole") / "model.keras"
+    networks.save(small(), CARD, path)
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def without_classes(card):
+    return json.dumps(card | {"dataset": card["dataset"] | {"classes": 5}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"config.json": None}, "no item named 'config.json'"),
+        ({"config.json": b"{"}, "Expecting property name"),
+        ({"config.json": b"[" * 100_000}, "recursion"),
+        ({"config.json": b" " * (2**26 + 1)}, r"its JSON unpacks to 67,1\d\d,\d\d\d bytes, accepted are 67,108,864"),
+        ({"config.json": b'{"module": "os", "class_name": "system", "config": {}}'}, "'system'"),
+        ({"model.weights.h5": b"none"}, "signature"),
+        ({"model.weights.h5": None}, "model.weights.h5"),
+        ({"run.json": b"\xff\xfe"}, "Expecting value"),
+        ({"run.json": b"[" * 100_000}, "recursion"),
+        ({"run.json": b"[]"}, "run.json isn't a run card of schema 1"),
+        ({"run.json": without_classes(CARD)}, "run.json: dataset.classes is 5, accepted: a valid list"),
+    ],
+)
+def test_a_hostile_file_is_refused_in_a_sentence(tmp_path, whole, changes, words):
+    with zipfile.ZipFile(tmp_path / "model.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in (whole | changes).items():
+            if content is not None:
+                archive.writestr(name, content)
+    with pytest.raises(ValueError, match=rf"model\.keras' isn't a Keras model \(.*{words}.*\)\.$"):
+        networks.load_model(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [slice(-200), slice(40, None)])
+def test_a_file_of_which_a_part_is_lost_is_refused(tmp_path, kept):
+    networks.save(small(), CARD, tmp_path / "whole.keras")
+    (tmp_path / "model.keras").write_bytes((tmp_path / "whole.keras").read_bytes()[kept])
+    with pytest.raises(ValueError, match=r"model\.keras' isn't a Keras model \("):
+        networks.load_model(tmp_path)
+
+
+def test_a_pipe_is_no_model(tmp_path):
+    os.mkfifo(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match="accepted: .*a .keras file"):
+        networks.load_model(tmp_path)
 
 
 @pytest.mark.jax

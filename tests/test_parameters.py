@@ -146,6 +146,41 @@ def test_patches_must_tile_what_the_model_resizes_to_where_the_images_size_is_no
         ARCHITECTURES["gmlp"](dataset="photos/", resize=63, patch_size=8)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_network_has_at_least_the_weights_of_its_matrices_and_not_many_more(architecture):
+    p = ARCHITECTURES[architecture]()
+    own = {name: getattr(p, name) for name in set(type(p).model_fields) - set(RunParameters.model_fields)}
+    own.pop("standardize", None)
+    count = getattr(models, architecture)(**own).count_params()
+    least = p.least_weights((getattr(p, "resize", 32) // getattr(p, "patch_size", 32)) ** 2)
+    assert count / 2 < least < count
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("changes", [{"dim": 2**40}, {"depth": 1000, "dim": 2**18}, {"dim": 10**4000}])
+def test_an_impossible_network_is_refused_with_an_estimate(architecture, changes):
+    others = {"heads": 1} if architecture == "vit" else {}
+    with pytest.raises(
+        ParameterError, match=r"depth \d+ and dim \d+.* at least [\d,]+.* GB\), accepted: 10,000,000,000 in"
+    ):
+        ARCHITECTURES[architecture](**changes, **others)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        ("convmixer", {"image_size": 8192, "patch_size": 1}),
+        ("gmlp", {"resize": 4096, "patch_size": 1, "dim": 1}),
+        ("mlp_mixer", {"tokens_dim": 10**9}),
+        ("cct", {"conv_dim": 10**9}),
+        ("cct", {"heads": 10**6}),
+    ],
+)
+def test_each_size_can_make_a_network_impossible(architecture, changes):
+    with pytest.raises(ParameterError, match="weights and values of one image"):
+        ARCHITECTURES[architecture](**changes)
+
+
 def test_an_integer_is_a_number_but_parameters_are_fixed():
     recipe = Recipe(learning_rate=1)
     with pytest.raises(Exception, match="frozen"):

@@ -1,11 +1,12 @@
 import io
 import itertools
+import os
 import struct
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 import patchlib
 from patchlib import load_picture
@@ -134,15 +135,30 @@ def test_a_pil_image_gives_the_pixels_of_its_file_and_is_left_as_it_was(kind):
 
 
 def test_sixteen_bits_of_grey_and_of_colour_are_cut_alike(tmp_path):
-    import matplotlib.image  # noqa: F401  # Pillow writes no 16-bit colour; this PNG is written by hand
-
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
     rows = b"".join(b"\0" + np.repeat(row, 3).astype(">u2").tobytes() for row in DEEP)
-    header = struct.pack(">IIBBBBB", 24, 16, 16, 2, 0, 0, 0)
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    np.testing.assert_array_equal(load_picture(io.BytesIO(png)), load_picture(KINDS["I;16"][0]))
+    colour = io.BytesIO(png(24, 16, 16, 2, rows))
+    np.testing.assert_array_equal(load_picture(colour), load_picture(KINDS["I;16"][0]))
+
+
+def png(width, height, bits, kind, rows, transparent=None):
+    """A PNG as Pillow writes none; kind: 0 grey, 2 colour; its transparent colour."""
+
+    def chunk(name, body):
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0))
+    if transparent:
+        header += chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("mode", "tolerance"), [("YCbCr", 4), ("LAB", 16), ("HSV", 4), ("RGBX", 0), ("RGBa", 0)])
+def test_other_colours_than_red_green_and_blue_are_converted(mode, tolerance):
+    profiles = [ImageCms.createProfile(name) for name in ("sRGB", "LAB")]
+    given = KINDS["RGB"][0].convert("RGBA" if mode == "RGBa" else "RGB")
+    given = ImageCms.profileToProfile(given, *profiles, outputMode="LAB") if mode == "LAB" else given.convert(mode)
+    assert given.mode == mode
+    assert_pixels(load_picture(given), RGB, tolerance)
 
 
 UPRIGHT = {  # EXIF 2.32, table 6: what is done to the stored rows to see the picture as it was taken
@@ -179,9 +195,15 @@ def test_a_tiffs_white_is_white_whatever_its_depth(bits):
     assert_pixels(load_picture(io.BytesIO(tiff(4, 1, bits, 1, packed))), grey(np.array([[0, 255, 128, 0]])), 0)
 
 
-def tiff(width, height, bits, kind, pixels):
-    """An uncompressed grey TIFF; kind: 1 unsigned, 2 signed, 3 floating point."""
-    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, height)]
+@pytest.mark.parametrize("bits", [8, 16])
+def test_where_zero_is_white_it_is(bits):
+    rows = np.array([[0, 2**bits - 1]]).astype(f"<u{bits // 8}")
+    assert_pixels(load_picture(io.BytesIO(tiff(2, 1, bits, 1, rows.tobytes(), white=0))), grey(np.array([[255, 0]])), 0)
+
+
+def tiff(width, height, bits, kind, pixels, white=1):
+    """An uncompressed grey TIFF; kind: 1 unsigned, 2 signed, 3 floating point; white: 0 where zero is white."""
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, white), (273, 8), (277, 1), (278, height)]
     tags += [(279, len(pixels)), (339, kind)]
     words = [len(tags).to_bytes(2, "little")]
     for tag, value in tags:
@@ -227,7 +249,7 @@ def test_suffixes_are_those_of_pictures_alone():
 
 
 REFUSED = {
-    "nowhere.png": (None, ["No such file"]),
+    "nowhere.png": (None, ["no such file"]),
     "text.png": (b"no picture at all", ["cannot identify"]),
     "half.png": (40, []),
     "half.jpg": (300, []),
@@ -236,6 +258,10 @@ REFUSED = {
     "float.tif": (tiff(2, 1, 32, 3, np.array([0, 1], "<f4").tobytes()), ["mode F"]),
     "wide.tif": (tiff(2, 1, 32, 1, np.array([0, 65536], "<i4").tobytes()), ["mode I", "0 to 65536", "0 to 65535"]),
     "negative.tif": (tiff(2, 1, 16, 2, np.array([-1, 5], "<i2").tobytes()), ["mode I", "-1 to 5", "0 to 65535"]),
+    "signed.tif": (tiff(2, 1, 8, 2, np.array([-1, 5], "i1").tobytes()), ["8 bits with a sign", "0 to 255"]),
+    "2 bits.png": (png(2, 1, 2, 0, b"\0\x60", [1]), ["transparent", "2, 4 or 16 bits", "alpha"]),
+    "4 bits.png": (png(2, 1, 4, 0, b"\0\x3f", [3]), ["transparent", "2, 4 or 16 bits", "alpha"]),
+    "16 bits.png": (png(1, 1, 16, 2, b"\0\1\0\2\0\3\0", [1, 2, 3]), ["transparent", "2, 4 or 16 bits", "alpha"]),
     "drawing.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", ["identify"]),
 }
 
@@ -251,6 +277,30 @@ def test_what_cant_be_read_is_refused_by_name(tmp_path, name):
     with pytest.raises(DataError) as caught:
         load_picture(tmp_path / name)
     assert all(word in str(caught.value) for word in [str(tmp_path / name), *words]), caught.value
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("pipe.png", ["no such file"]),
+        ("/dev/zero", ["no such file"]),
+        ("~nobody-of-this-name/a.png", ["isn't a path"]),
+        ("x" * 5000 + ".png", ["File name too long"]),
+        ("bomb.png", ["400000000 pixels", "bomb"]),
+    ],
+)
+def test_what_has_no_end_or_is_too_large_is_refused_before_it_is_read(tmp_path, monkeypatch, name, words):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.png")
+    (tmp_path / "bomb.png").write_bytes(png(20_000, 20_000, 8, 0, b""))
+    with pytest.raises(DataError) as caught:
+        load_picture(name)
+    assert all(word in str(caught.value) for word in words) and len(str(caught.value)) < 500, caught.value
+
+
+def test_more_pixels_than_a_picture_may_have_are_refused_before_they_are_made():
+    with pytest.raises(DataError, match="size: received 1000000, accepted: .*at most 134,217,728 pixels in all"):
+        load_picture(KINDS["RGB"][0], 10**6)
 
 
 @pytest.mark.parametrize("size", [0, -3, 2.5, "64", (8,), (8, 0), (8, 8, 3), (None, None), True])

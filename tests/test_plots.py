@@ -9,6 +9,10 @@ def drawn(figure):
     return [ax.images[0].get_array() for ax in figure.axes if ax.images]
 
 
+def test_a_title_is_text_and_no_formula():
+    assert plots.grid(np.zeros((1, 4, 4)), titles=[r"$\frac$"]).axes[0].get_title() == r"$\frac$"
+
+
 def test_grid_shows_every_picture_with_its_title():
     pictures = np.random.default_rng(0).random((5, 4, 4))
     figure = plots.grid(pictures, titles="abcde", columns=3)

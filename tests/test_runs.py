@@ -1,12 +1,7 @@
 import datetime
 import json
-import os
 import re
 import shlex
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import keras
@@ -376,32 +371,6 @@ def test_where_no_checkpoint_is_whole_nothing_is_begun_anew(tmp_path, monkeypatc
 def test_two_checkpoints_are_kept(tmp_path, monkeypatch):
     interrupted(tmp_path / "run", monkeypatch, after=3, recipe=changed(epochs=5))
     assert [path.name for path in cards.checkpoints(tmp_path / "run")] == ["checkpoint-00002", "checkpoint-00003"]
-
-
-KILLED = """
-import sys
-sys.path.insert(0, {tests!r})
-from test_training import RECIPE, changed, small_model, tiny
-from patchlib import runs
-recipe = changed(epochs={epochs})
-print(runs.train(small_model(), tiny(), recipe, {folder!r})["history"]["loss"])
-"""
-
-
-def test_a_killed_run_leaves_nothing_half_written_and_goes_on(tmp_path):
-    program = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "run"), epochs=12)
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=os.environ)
-    while not any((tmp_path / "run").glob("checkpoint-*[0-9]")) and process.poll() is None:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    left = names(tmp_path / "run")
-    assert "run.json" not in left and "model.keras" not in left
-    again = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ, check=True)
-    whole = runs.train(small_model(), tiny(), changed(epochs=12), tmp_path / "whole")
-    assert "continuing after epoch" in again.stdout
-    assert json.loads(again.stdout.splitlines()[-1]) == whole["history"]["loss"]
-    assert names(tmp_path / "run") == ["model.keras", "predictions.npz", "run.json"]
 
 
 @pytest.mark.jax
