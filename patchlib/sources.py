@@ -265,7 +265,8 @@ def _pictures(pairs, size, patch_size):
         if i == 0:
             height, width, _ = picture.shape
             refuse_untiled((height, width), patch_size)
-            refuse_more_than_memory(f"{len(files):,} images of {height} x {width} take", picture.nbytes * len(files))
+            what = f"{len(files):,} images of {height} x {width} pixels take"
+            refuse_more_than_memory(what, picture.nbytes * len(files))
             images = np.empty((len(files), *picture.shape), "uint8")
         if picture.shape != images.shape[1:]:
             other, first = (" x ".join(map(str, shape[:2])) for shape in (picture.shape, images.shape[1:]))

@@ -143,7 +143,7 @@ def class_only_in_val(path):
         (tabled("a.png,,train"), ["own.csv, line 4: received ['a.png', '', 'train']", "accepted: a path, a label"]),
         (tabled("a.png,cat"), ["own.csv, line 4: received ['a.png', 'cat', None]", "accepted: a path, a label"]),
         (tabled("a.png,cat,train,more"), ["own.csv, line 4", "['more']", "accepted: a path, a label"]),
-        (tabled("a.png,cat,train"), ["a.png can't be read", "No such file"]),
+        (tabled("a.png,cat,train"), ["a.png' can't be read", "no such file"]),
         (tabled("train/dog/1.png,eel,test"), ["test has eel, which train has not"]),
         (tabled(head="file,label,split"), ["['file', 'label', 'split']", "accepted: path, label and maybe split"]),
         (tabled(head="path,label,splits"), ["'splits'", "accepted: path, label and maybe split"]),
