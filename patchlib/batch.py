@@ -244,7 +244,7 @@ def _connect(scheduler, workers, stack):
         try:
             return stack.enter_context(distributed.Client(scheduler, timeout=10))
         except (OSError, ValueError) as error:
-            raise UsageError(f"--scheduler: nothing answers at {scheduler} ({brief(error)}).") from None
+            raise UsageError(f"--scheduler: nothing answers at {brief(scheduler)} ({brief(error)}).") from None
     shared = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if workers > 1 else {}
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
         shared[name] = str(max(1, CPU_COUNT // workers))

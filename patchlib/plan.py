@@ -44,15 +44,15 @@ def plan(asked: argparse.Namespace) -> list[Run]:
         UsageError: a notebook, a tier, a parameter or a data set is unknown or not accepted.
     """
     settings, seeds, runs = _settings(asked.settings), list(_seeds(asked)), []
-    folder = asked.folder or NOTEBOOKS
+    out, notebooks = _folder("--out", asked.out), _folder("--notebooks", asked.folder or NOTEBOOKS)
     for architecture in dict.fromkeys(asked.notebooks or ARCHITECTURES):
         _refuse_unknown("notebook", architecture, ARCHITECTURES)
-        notebook = folder.absolute() / f"{architecture}.ipynb"
+        notebook = notebooks / f"{architecture}.ipynb"
         smoke = _parameters_cell(notebook)
         kind = ARCHITECTURES[architecture]
         given = {name: kind.parse(name, text) for name, text in settings.items()}
         for tier in dict.fromkeys(asked.tier):
-            values = smoke | _tier(folder / "tiers", architecture, tier) | given
+            values = smoke | _tier(notebooks / "tiers", architecture, tier) | given
             if isinstance(values.get("dataset"), str):
                 values["dataset"] = data_set(values["dataset"], local=asked.scheduler is None)
             for seed in seeds:
@@ -60,15 +60,26 @@ def plan(asked: argparse.Namespace) -> list[Run]:
                     parameters = kind(**values | {"seed": seed, "run_dir": ""})
                 except ParameterError as error:
                     raise UsageError(f"{architecture}, tier {tier}: {error}") from None
-                name = cards.folder_name(architecture, parameters, settings)
-                runs.append(Run(notebook, parameters, asked.out.absolute() / name))
+                folder = out / cards.folder_name(architecture, parameters, settings)
+                runs.append(Run(notebook, parameters, folder))
     return sorted(runs, key=lambda run: seeds.index(run.parameters.seed))
+
+
+def _folder(option, path):
+    """The absolute path of a folder, which may not be there yet."""
+    try:
+        path = user_path(path).absolute()
+        if not path.exists() or path.is_dir():
+            return path
+        raise PathError(f"{shown(str(path))} isn't a folder.")
+    except PathError as error:
+        raise UsageError(f"{option}: {error}") from None
 
 
 def _refuse_unknown(kind, name, known):
     if name not in known:
         raise UsageError(
-            f"unknown {kind} {name!r}: did you mean {nearest(name, known)!r}? There are {', '.join(known)}."
+            f"unknown {kind} {shown(name)}: did you mean {nearest(name, known)!r}? There are {', '.join(known)}."
         )
 
 
@@ -78,7 +89,7 @@ def _settings(words):
     for word in words:
         name, equals, text = word.partition("=")
         if not (name and equals):
-            raise UsageError(f"--set: received {word!r}, accepted: NAME=VALUE.")
+            raise UsageError(f"--set: received {shown(word)}, accepted: NAME=VALUE.")
         if name in _REFUSED:
             raise UsageError(f"--set {name}: not accepted, {_REFUSED[name]}.")
         settings[name] = text

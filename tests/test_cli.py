@@ -48,6 +48,13 @@ from patchlib import cli, exporting, models, networks
             ["convmixer, tier smoke", "at least 400,0", "weights", "accepted: 10,000,000,000"],
         ),
         ("cct --notebooks nowhere", ["nowhere/cct.ipynb", "--notebooks"]),
+        (f"cct --out {'x' * 5000}", ["--out: 'xxx", "File name too long"]),
+        ("cct --out a\0b", ["--out: 'a", "null"]),
+        ("cct --out /dev/null", ["--out: '/dev/null' isn't a folder"]),
+        (f"cct --notebooks {'x' * 5000}", ["--notebooks: 'xxx", "File name too long"]),
+        ("x" * 5000, ["unknown notebook 'xxx", "convmixer"]),
+        (f"cct --tier {'x' * 5000}", ["unknown tier of cct 'xxx", "smoke"]),
+        (f"cct --set {'x' * 5000}", ["--set: received 'xxx", "NAME=VALUE"]),
     ],
 )
 def test_wrong_usage_is_said_in_a_sentence_and_nothing_is_written(tmp_path, monkeypatch, capsys, words, said):
@@ -55,6 +62,7 @@ def test_wrong_usage_is_said_in_a_sentence_and_nothing_is_written(tmp_path, monk
     assert cli.main(["run", *words.split()]) == 2
     output, error = capsys.readouterr()
     assert all(word in error for word in said), error
+    assert len(error) < 1000
     assert (output, error.count("\n"), list(tmp_path.iterdir())) == ("", 1, [])
 
 
