@@ -201,19 +201,23 @@ def groups(cards: list[dict]) -> dict[tuple[str, str, str], list[dict]]:
     """Cards that differ in their seeds alone, together, under (architecture, tier, setting), sorted.
 
     If a tier was run in several ways, what is special in one follows the tier's name: "tuned", "tuned, pad 0" and
-    "tuned, flip False". Special is what most of the ways don't share; where there's no most, the first run is usual.
+    "tuned, flip False". Special is what most of the ways, in all settings, don't share; where there's no most, the way
+    of most epochs is usual, and of several such the first one. Pixels are compared within a setting.
     """
-    together: dict[tuple[str, str, str], dict[str, list[dict]]] = {}
-    for card in sorted(cards, key=lambda card: card["started"]):
-        name = card["architecture"], str(card["tier"]), setting(card)
-        together.setdefault(name, {}).setdefault(json.dumps(recipe(card), sort_keys=True), []).append(card)
+    together: dict[tuple[str, str], dict[tuple[str, str], list[dict]]] = {}
+    for card in sorted(cards, key=lambda card: (-card["parameters"]["epochs"], card["started"])):
+        way = setting(card), json.dumps(recipe(card), sort_keys=True)
+        together.setdefault((card["architecture"], str(card["tier"])), {}).setdefault(way, []).append(card)
     named: dict[tuple[str, str, str], list[dict]] = {}
-    for (architecture, tier, where), ways in together.items():
-        recipes = [recipe(group[0]) for group in ways.values()]
-        names = dict.fromkeys(name for other in recipes for name in other)
-        usual = {name: Counter(other.get(name) for other in recipes).most_common(1)[0][0] for name in names}
-        for own, group in zip(recipes, ways.values(), strict=True):
-            special = [f"{name} {own.get(name)}" for name in names if own.get(name) != usual[name]]
+    for (architecture, tier), ways in together.items():
+        recipes = [(where, recipe(group[0])) for (where, _), group in ways.items()]
+        names = dict.fromkeys(name for _, other in recipes for name in other if name not in ("epochs", "limit"))
+        for (where, own), group in zip(recipes, ways.values(), strict=True):
+            special = []
+            for name in names:
+                values = [other.get(name) for there, other in recipes if there == where or name != "fingerprint"]
+                if own.get(name) != Counter(values).most_common(1)[0][0]:
+                    special.append(f"{name} {own.get(name)}")
             named.setdefault((architecture, ", ".join([tier, *special]), where), []).extend(group)  # 1 and 1.0 are one
     return dict(sorted(named.items()))
 
@@ -229,16 +233,16 @@ def table(cards: list[dict]) -> str:
     rows = []
     for (architecture, tier, _), group in groups(cards).items():
         accuracy = mean_and_spread([100 * card["metrics"]["test_accuracy"] for card in group])
-        counted = f"{group[0]['dataset']['train']:,}", _epochs(group), f"{group[0]['model']['parameters']:,}"
+        counted = f"{group[0]['dataset']['train']:,}", epochs(group), f"{group[0]['model']['parameters']:,}"
         rows.append(
             [architecture, tier, group[0]["dataset"]["name"], *counted, accuracy, len({c["seed"] for c in group})]
         )
     return markdown.table(columns, rows)
 
 
-def _epochs(group):
-    """How many epochs were asked for, and if patience ended a run before, how many there were."""
+def epochs(group: list[dict]) -> str:
+    """How many epochs were asked for, and if patience ended a run before, how many there were: "45 of 50"."""
     asked, ran = group[0]["parameters"]["epochs"], sorted({len(card["history"]["val_accuracy"]) for card in group})
     if ran == [asked]:
-        return asked
+        return str(asked)
     return f"{'–'.join(map(str, dict.fromkeys((ran[0], ran[-1]))))} of {asked}"

@@ -68,12 +68,14 @@ def drawn(model: keras.Model, data: Data, parameters: RunParameters) -> tuple[di
 
 
 def who_hears_whom() -> Figure:
-    """The second blocks of all published networks on two photographs."""
+    """Who hears whom in the second block of each published network, on two photographs."""
     images, heard = pictures.photographs(32), {}
     for architecture, kind in ARCHITECTURES.items():
         for name in (name for name in networks.published() if name.startswith(f"{architecture}-")):
             heard[kind.title] = explain.influence(networks.load_model(name), images, "block_1", directions=4)
-    return plots.influence(images, heard)
+    figure = plots.influence(images, heard)
+    figure.suptitle("Who hears whom, in the second block of each network")
+    return figure
 
 
 def lesions(model: keras.Model, data: Data, parameters: RunParameters) -> str:

@@ -133,30 +133,37 @@ def influence(images, heard: dict[str, np.ndarray]) -> Figure:
     """Who hears whom: for two images and each network a matrix over positions, and below them their difference.
 
     Row i of a matrix is who position i hears, column j is who hears position j. A network's three matrices share one
-    scale, whose end only a hundredth of the pairs of two positions pass, and most of the diagonal; in the difference
-    red is more in the second image, blue is less.
+    scale, which ends where only a hundredth of its pairs of two positions and most of the diagonal go beyond. Below the
+    difference stands how large it is: the mean of its magnitudes over the mean of both matrices, without the diagonals.
 
     Args:
         images: (2, H, W, 3), 0 to 255.
         heard: for each network's name (2, positions, positions), from ``explain.influence``.
     """
-    figure, axes = plt.subplots(
-        3, 1 + len(heard), figsize=(1.9 * len(heard) + 1.5, 5.9), squeeze=False, layout="constrained"
-    )
+    shape = 3, 1 + len(heard)
+    figure, axes = plt.subplots(*shape, figsize=(1.9 * shape[1] + 0.6, 6.4), squeeze=False, layout="constrained")
     for ax, image in zip(axes[:, 0], images, strict=False):
         ax.imshow(image)
-    axes[2, 0].text(0.5, 0.5, "the second\nless the first", ha="center", va="center")
-    for column, (name, (first, second)) in zip(axes[:, 1:].T, heard.items(), strict=True):
-        apart = ~np.eye(len(first), dtype=bool)
-        most = np.quantile([first[apart], second[apart]], 0.99)
-        for ax, matrix in zip(column, (first, second), strict=False):
-            ax.imshow(matrix, cmap="Greys", vmin=0, vmax=most)
-        column[2].imshow(second - first, cmap="RdBu_r", vmin=-most, vmax=most)
+    axes[2, 0].text(
+        0.5, 0.5, "the second\nless the first\n\n(each network on\na scale of its own)", ha="center", va="center"
+    )
+    for column, (name, matrices) in zip(axes[:, 1:].T, heard.items(), strict=True):
+        first, second = matrices
+        pairs = matrices[:, ~np.eye(len(first), dtype=bool)]
+        most = np.quantile(pairs, 0.99)
+        for ax, matrix in zip(column, matrices, strict=False):
+            grey = ax.imshow(matrix, cmap="Greys", vmin=0, vmax=most)
+        red = column[2].imshow(second - first, cmap="RdBu_r", vmin=-most, vmax=most)
         column[0].set_title(name)
+        column[1].set_xlabel("is heard")
+        column[2].set_xlabel(f"they differ by {np.abs(pairs[1] - pairs[0]).mean() / pairs.mean():.2f}")
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[], frame_on=ax not in axes[:, 0])
-    axes[0, 1].set_ylabel("hearing")
-    axes[2, 1].set_xlabel("heard")
+    for ax in axes[:, 1]:
+        ax.set_ylabel("hears")
+    for shown, row, ends in ((grey, axes[:2], ("silent", "loud")), (red, axes[2:], ("less", "more"))):
+        bar = figure.colorbar(shown, ax=row, ticks=shown.get_clim(), aspect=30 * len(row), pad=0.01)
+        bar.ax.set_yticklabels(ends)
     plt.close(figure)
     return figure
 

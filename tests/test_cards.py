@@ -62,6 +62,16 @@ def test_what_is_special_follows_the_tiers_name_and_of_two_the_first_run_is_usua
     assert names == ["tuned", "tuned, flip False", "tuned, pad 0"]
 
 
+def test_what_is_special_is_so_in_all_settings_and_of_two_the_way_of_most_epochs_is_usual():
+    short, long = card(epochs=2, pad=0), card(seed=1, epochs=9)
+    other = card(seed=2, train=15000, limit=15000, epochs=9)
+    other["dataset"]["fingerprint"] = "e" * 64
+    names = {(tier, where.rpartition(", ")[2]) for _, tier, where in cards.groups([short, long])}
+    assert names == {("tuned", "9 epochs"), ("tuned, pad 0", "2 epochs")}
+    names = {tier for _, tier, _ in cards.groups([short, long, other])}
+    assert names == {"tuned", "tuned, pad 0"}, "pixels and their number are the setting's"
+
+
 def test_a_card_with_a_parameter_that_others_lack_has_its_own_name():
     names = [tier for _, tier, _ in cards.groups([card(), card(seed=1, stride=2), card(seed=2, stride=1)])]
     assert names == ["tuned", "tuned, stride 1", "tuned, stride 2"]

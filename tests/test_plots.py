@@ -80,6 +80,12 @@ def test_influence_shows_both_images_and_their_difference_on_one_scale_for_each_
     assert 0.9 < limits[2][1] < 1, "the diagonal has no say in the scale"
 
 
+def test_influence_says_how_much_the_matrices_differ_without_their_diagonals():
+    first, second = np.array([[9.0, 1.0], [2.0, 9.0]]), np.array([[0.0, 3.0], [2.0, 0.0]])
+    figure = plots.influence(np.zeros((2, 4, 4, 3)), {"a": np.array([first, second])})
+    assert "they differ by 0.50" in [ax.get_xlabel() for ax in figure.axes]  # (2 + 0) / 2 over (1 + 2 + 3 + 2) / 4
+
+
 def test_curves_are_the_histories():
     history = {"loss": [2.0, 1.0], "val_loss": [2.2, 1.5], "accuracy": [0.2, 0.6], "val_accuracy": [0.1, 0.5]}
     losses, accuracies = plots.learning_curves({"a": {"history": history}}).axes
