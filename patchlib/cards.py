@@ -228,16 +228,27 @@ def mean_and_spread(values: list[float]) -> str:
 
 
 def table(cards: list[dict]) -> str:
-    """Run cards as a Markdown table: a row for cards that differ in their seeds alone, with mean and spread."""
-    columns = ["architecture", "tier", "data", "training images", "epochs", "parameters", "test accuracy, %", "seeds"]
+    """Run cards as a Markdown table: a row for cards that differ in their seeds alone, with mean and spread.
+
+    Data sets stand together, the best test accuracy first; a dash stands for what no card says.
+    """
     rows = []
-    for (architecture, tier, _), group in groups(cards).items():
-        accuracy = mean_and_spread([100 * card["metrics"]["test_accuracy"] for card in group])
-        counted = f"{group[0]['dataset']['train']:,}", epochs(group), f"{group[0]['model']['parameters']:,}"
-        rows.append(
-            [architecture, tier, group[0]["dataset"]["name"], *counted, accuracy, len({c["seed"] for c in group})]
-        )
-    return markdown.table(columns, rows)
+    for (_, tier, _), group in groups(cards).items():
+        data, counted = group[0]["dataset"], group[0]["model"]
+        accuracies = [[100 * card["metrics"][f"{split}_accuracy"] for card in group] for split in ("val", "test")]
+        counts = [f"{counted[what]:,}" if what in counted else "–" for what in ("parameters", "multiply_adds")]
+        row = [title(group[0]), tier, data["name"], f"{data['train']:,}", epochs(group), *counts]
+        row += [*map(mean_and_spread, accuracies), len({card["seed"] for card in group})]
+        rows.append((data["name"], -np.mean(accuracies[1]), row))
+    columns = ["network", "tier", "data", "training images", "epochs", "parameters", "multiply-adds"]
+    columns += ["validation accuracy, %", "test accuracy, %", "seeds"]
+    return markdown.table(columns, [row for *_, row in sorted(rows)])
+
+
+def title(card: dict) -> str:
+    """The network's name as its authors write it."""
+    name = card["architecture"]
+    return ARCHITECTURES[name].title if name in ARCHITECTURES else name
 
 
 def epochs(group: list[dict]) -> str:

@@ -29,9 +29,8 @@ def of(model: keras.Model) -> dict[str, dict[str, int]]:
 
 
 _KEY = (
-    "*Trainable parameters, and multiply-adds for one image. To space belongs whatever lets positions meet, with all its "
-    "weights: overlapping convolutions, MLPs and matrices over positions, the Fourier transform, attention with its "
-    "projections, and the norms of these. Position embeddings, class token and head are among the rest.*"
+    "*Trainable parameters, and multiply-adds for one image. Space has whatever lets positions meet, with all of its "
+    "weights and its norm, so attention with its projections; position embeddings and class token are in the rest.*"
 )
 
 

@@ -49,7 +49,7 @@ def full_runs(card: dict, folder: str = "../results") -> Figure:
     settings = compare.by_setting(found)
     display(Markdown(cards.table(found)))
     changes = compare.ingredients(settings)
-    if changes.startswith("|"):
+    if changes != compare.NONE:
         display(Markdown(changes))
     return plots.bands(compare.curves(settings), "epoch", "validation accuracy, %")
 

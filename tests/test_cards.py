@@ -90,11 +90,17 @@ def test_cards_are_read_strictly(tmp_path):
     assert cards.load_cards(tmp_path / "nowhere") == []
 
 
-def test_table_gives_mean_spread_number_of_seeds_and_epochs():
-    shorter = [card(0.80, 0, "baseline", val=[0.5] * 4), card(0.80, 1, "baseline", val=[0.5] * 3)]
-    rows = cards.table([card(0.91, 0, val=[0.5] * 5), card(0.93, 1, val=[0.5] * 5), *shorter]).splitlines()
-    assert rows[2] == "| cct | baseline | cifar10 | 45,000 | 3–4 of 5 | 283,723 | 80.00 ± 0.00 | 2 |"
-    assert rows[3] == "| cct | tuned | cifar10 | 45,000 | 5 | 283,723 | 92.00 ± 1.41 | 2 |"
+def test_table_gives_mean_spread_number_of_seeds_and_epochs_best_first_for_each_data_set():
+    found = [card(0.80, seed, "baseline", val=[0.5] * epochs) for seed, epochs in enumerate((4, 3))]
+    found += [card(0.91, 0, val=[0.5] * 5), card(0.93, 1, val=[0.6] * 5), card(0.2, architecture="mine", val=[0.5] * 5)]
+    found[4]["dataset"]["name"] = "apples"
+    del found[4]["model"]["multiply_adds"]
+    counts = "283,723 | 31,000,000"
+    assert cards.table(found).splitlines()[2:] == [
+        "| mine | tuned | apples | 45,000 | 5 | 283,723 | – | 50.00 | 20.00 | 1 |",
+        f"| CCT | tuned | cifar10 | 45,000 | 5 | {counts} | 55.00 ± 7.07 | 92.00 ± 1.41 | 2 |",
+        f"| CCT | baseline | cifar10 | 45,000 | 3–4 of 5 | {counts} | 50.00 ± 0.00 | 80.00 ± 0.00 | 2 |",
+    ]
 
 
 def test_a_folders_name_tells_runs_apart():
