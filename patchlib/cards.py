@@ -47,7 +47,6 @@ class _Metrics(TypedDict):
 
 class _Time(TypedDict):
     seconds: float
-    images_per_second: float
 
 
 class _Hardware(TypedDict):
@@ -198,7 +197,7 @@ def recipe(card: dict) -> dict:
 
 
 def groups(cards: list[dict]) -> dict[tuple[str, str, str], list[dict]]:
-    """Cards that differ in their seeds alone, together, under (architecture, tier, setting), sorted.
+    """Cards that differ in their seeds alone, together, under (network, tier, setting) in words, sorted.
 
     If a tier was run in several ways, what is special in one follows the tier's name: "tuned", "tuned, pad 0" and
     "tuned, flip False". Special is what most of the ways, in all settings, don't share; where there's no most, the way
@@ -207,9 +206,9 @@ def groups(cards: list[dict]) -> dict[tuple[str, str, str], list[dict]]:
     together: dict[tuple[str, str], dict[tuple[str, str], list[dict]]] = {}
     for card in sorted(cards, key=lambda card: (-card["parameters"]["epochs"], card["started"])):
         way = setting(card), json.dumps(recipe(card), sort_keys=True)
-        together.setdefault((card["architecture"], str(card["tier"])), {}).setdefault(way, []).append(card)
+        together.setdefault((title(card), str(card["tier"])), {}).setdefault(way, []).append(card)
     named: dict[tuple[str, str, str], list[dict]] = {}
-    for (architecture, tier), ways in together.items():
+    for (network, tier), ways in together.items():
         recipes = [(where, recipe(group[0])) for (where, _), group in ways.items()]
         names = dict.fromkeys(name for _, other in recipes for name in other if name not in ("epochs", "limit"))
         for (where, own), group in zip(recipes, ways.values(), strict=True):
@@ -218,7 +217,7 @@ def groups(cards: list[dict]) -> dict[tuple[str, str, str], list[dict]]:
                 values = [other.get(name) for there, other in recipes if there == where or name != "fingerprint"]
                 if own.get(name) != Counter(values).most_common(1)[0][0]:
                     special.append(f"{name} {own.get(name)}")
-            named.setdefault((architecture, ", ".join([tier, *special]), where), []).extend(group)  # 1 and 1.0 are one
+            named.setdefault((network, ", ".join([tier, *special]), where), []).extend(group)  # 1 and 1.0 are one
     return dict(sorted(named.items()))
 
 
@@ -233,11 +232,11 @@ def table(cards: list[dict]) -> str:
     Data sets stand together, the best test accuracy first; a dash stands for what no card says.
     """
     rows = []
-    for (_, tier, _), group in groups(cards).items():
+    for (network, tier, _), group in groups(cards).items():
         data, counted = group[0]["dataset"], group[0]["model"]
         accuracies = [[100 * card["metrics"][f"{split}_accuracy"] for card in group] for split in ("val", "test")]
         counts = [f"{counted[what]:,}" if what in counted else "–" for what in ("parameters", "multiply_adds")]
-        row = [title(group[0]), tier, data["name"], f"{data['train']:,}", epochs(group), *counts]
+        row = [network, tier, data["name"], f"{data['train']:,}", epochs(group), *counts]
         row += [*map(mean_and_spread, accuracies), len({card["seed"] for card in group})]
         rows.append((data["name"], -np.mean(accuracies[1]), row))
     columns = ["network", "tier", "data", "training images", "epochs", "parameters", "multiply-adds"]

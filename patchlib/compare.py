@@ -1,14 +1,13 @@
 """What run cards say side by side: tables and curves made of them, and of nothing else.
 
-Nearly everything here takes what ``by_setting`` makes: {setting: {name: cards that differ in their seeds alone}}, with
-settings and names in words. A name is a network's and, behind a blank, its tier's with what is special.
+Nearly everything here takes what ``cards.groups`` makes: {(network, tier, setting): cards that differ in their seeds
+alone}, all in words. A tier's name is followed by what is special in the runs, if something is.
 """
 
 import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from patchlib import cards, evaluation, markdown
 from patchlib.cards import RunError, mean_and_spread, recipe
 
-Settings = dict[str, dict[str, list[dict]]]
+Groups = dict[tuple[str, str, str], list[dict]]
 NONE = "No run card says so yet."
 
 
@@ -38,44 +37,35 @@ def load(folder: str | os.PathLike) -> list[dict]:
     return [card for i, card in enumerate(found.values()) if card not in list(found.values())[:i]]
 
 
-def by_setting(found: list[dict]) -> Settings:
-    """The cards under their setting, and in it under a name: {"cifar10, ...": {"CCT baseline": [card, ...]}}."""
-    settings: Settings = {}
-    for (_, tier, where), group in cards.groups(found).items():
-        settings.setdefault(where, {})[f"{cards.title(group[0])} {tier}"] = group
-    return dict(sorted(settings.items()))
-
-
-def summary(settings: Settings) -> str:
+def summary(groups: Groups) -> str:
     """How many runs and seeds there are, and how far recipes and networks lie apart, as a Markdown list."""
-    groups = [group for _, _, group in _ways(settings)]
-    seeds = [f"{n} with {count} seed{'s' * (count > 1)}" for count, n in sorted(Counter(map(_seeds, groups)).items())]
-    lines = [f"{sum(map(len, groups))} runs, in {len(groups)} ways: {', '.join(seeds)}."] if groups else [NONE]
+    if not groups:
+        return NONE
+    seeds = sorted(Counter(map(_seeds, groups.values())).items())
+    counted = ", ".join(f"{ways} with {count} seed{'s' * (count > 1)}" for count, ways in seeds)
+    lines = [f"{sum(map(len, groups.values()))} runs of {len(groups)} recipes: {counted}."]
     tiers: dict[tuple[str, str], list[float]] = {}
-    for where, name, group in _ways(settings):
-        tiers.setdefault((where, name.partition(" ")[2]), []).append(_mean(group))
-    recipes = [_mean(after) - _mean(before) for _, before, after in _steps(settings)]
+    for (_, tier, where), group in groups.items():
+        tiers.setdefault((tier, where), []).append(_mean(group))
+    recipes = [_mean(after) - _mean(before) for _, before, after in _steps(groups)]
     networks = [max(means) - min(means) for means in tiers.values() if len(means) > 1]
-    for what, gains in {"From baseline to tuned": recipes, "From network to network, in one tier": networks}.items():
+    for what, gains in {"baseline and tuned": recipes, "the best and the worst network of a tier": networks}.items():
         if gains:
-            lines.append(f"{what}, in the same epochs: {min(gains):.1f} to {max(gains):.1f} points of test accuracy.")
+            points = f"{min(gains):.1f} to {max(gains):.1f} points of test accuracy"
+            lines.append(f"Between {what}, on the same data for equally many epochs: {points}.")
     return "\n".join(f"- {line}" for line in lines)
 
 
-def costs(settings: Settings, file: str | os.PathLike) -> dict[str, dict[str, list]]:
+def costs(groups: Groups, file: str | os.PathLike) -> dict[str, dict[str, list]]:
     """Test accuracies in percent over what they cost, for ``plots.scatter``: tiers as they are, without what's special.
 
-    Args:
-        settings: of the cards.
-        file: with the step times that ``make bench`` measured.
-
     Returns:
-        {data set: {cost: [(network, tier, the cost's mean, accuracies)]}}. Epochs are those that ran.
+        {data set: {cost: [(network, tier, the cost's mean, accuracies)]}}. Epochs are those that ran, times of steps
+        those that ``make bench`` put into ``file``.
     """
     panels: dict[str, dict[str, list]] = {}
     measured = json.loads(Path(file).read_text())["compare"] if Path(file).exists() else {}
-    for where, name, group in _ways(settings):
-        network, _, tier = name.partition(" ")
+    for (network, tier, where), group in groups.items():
         step = measured.get(group[0]["architecture"], {}).get("contenders", {}).get(tier)
         found = {
             "epochs": [len(card["history"]["val_accuracy"]) for card in group],
@@ -86,11 +76,11 @@ def costs(settings: Settings, file: str | os.PathLike) -> dict[str, dict[str, li
         for cost, values in found.items():
             if "," not in tier and None not in values:
                 point = network, tier, float(np.mean(values)), _accuracies(group)
-                panels.setdefault(_data(where), {}).setdefault(cost, []).append(point)
+                panels.setdefault(where.rpartition(", ")[0], {}).setdefault(cost, []).append(point)
     return panels
 
 
-def curves(settings: Settings) -> dict[str, dict[str, list[tuple[str, list[list[float]]]]]]:
+def curves(groups: Groups) -> dict[str, dict[str, list[tuple[str, list[list[float]]]]]]:
     """Validation accuracies in percent after each epoch, for ``plots.bands``.
 
     Returns:
@@ -98,32 +88,30 @@ def curves(settings: Settings) -> dict[str, dict[str, list[tuple[str, list[list[
         several it's the network's, and tiers are there as they are, without what's special.
     """
     panels: dict[str, dict[str, list[tuple[str, list[list[float]]]]]] = {}
-    alone = len({name.partition(" ")[0] for _, name, _ in _ways(settings)}) == 1
-    for where, name, group in _ways(settings):
-        network, _, tier = name.partition(" ")
+    alone = len({network for network, *_ in groups}) == 1
+    for (network, tier, where), group in groups.items():
         if alone or "," not in tier:
             lines = [[100 * accuracy for accuracy in card["history"]["val_accuracy"]] for card in group]
-            panel = panels.setdefault(_data(where), {}).setdefault(tier.partition(",")[0], [])
+            panel = panels.setdefault(where.rpartition(", ")[0], {}).setdefault(tier.partition(",")[0], [])
             panel.append((tier if alone else network, lines))
     return panels
 
 
-def steps(settings: Settings) -> str:
+def steps(groups: Groups) -> str:
     """From baseline to tuned as a Markdown table: what it brought, and all that changed at once."""
-    rows = [_step(*step) for step in _steps(settings)]
+    rows = [_step(*step) for step in _steps(groups)]
     return markdown.table(_STEP, rows) if rows else NONE
 
 
-def _steps(settings):
+def _steps(groups):
     """(setting, cards of the baseline, cards of tuned) of each network, whatever is special in them."""
-    for where, groups in settings.items():
-        for before, after in itertools.permutations(groups.values(), 2):
-            architectures, tiers = ([group[0][key] for group in (before, after)] for key in ("architecture", "tier"))
-            if architectures[0] == architectures[1] and tiers == ["baseline", "tuned"]:
-                yield where, before, after
+    for ((network, _, where), before), ((other, _, there), after) in itertools.permutations(groups.items(), 2):
+        tiers = before[0]["tier"], after[0]["tier"]
+        if (network, where) == (other, there) and tiers == ("baseline", "tuned"):
+            yield where, before, after
 
 
-def ingredients(settings: Settings, most: int = 3) -> str:
+def ingredients(groups: Groups, most: int = 3) -> str:
     """What single changes brought, as a Markdown table: in each row two groups of runs, from the worse to the better.
 
     Two groups of a network in a setting stand in a row if their recipes differ in at most ``most`` parameters and no
@@ -131,20 +119,20 @@ def ingredients(settings: Settings, most: int = 3) -> str:
     is compared with that recipe, and not with everything else that was left out of it.
     """
     rows = []
-    for where, groups in settings.items():
-        recipes = {name: recipe(group[0]) for name, group in groups.items()}
-        for a, b in itertools.combinations(sorted(groups, key=lambda name: _mean(groups[name])), 2):
-            changed = _changed(recipes[a], recipes[b])
-            between = any(
-                all(value in (recipes[a].get(key), recipes[b].get(key)) for key, value in recipes[c].items())
-                for c in set(groups) - {a, b}
-            )
-            if 0 < len(changed) <= most and "architecture" not in changed and not between:
-                rows.append(_step(where, groups[a], groups[b]))
+    recipes = {name: recipe(group[0]) for name, group in groups.items()}
+    for a, b in itertools.combinations(sorted(groups, key=lambda name: _mean(groups[name])), 2):
+        changed = _changed(recipes[a], recipes[b])
+        between = any(
+            all(value in (recipes[a].get(key), recipes[b].get(key)) for key, value in recipes[c].items())
+            for c in set(groups) - {a, b}
+            if c[2] == a[2]
+        )
+        if a[2] == b[2] and 0 < len(changed) <= most and "architecture" not in changed and not between:
+            rows.append(_step(a[2], groups[a], groups[b]))
     return markdown.table(_STEP, sorted(rows)) if rows else NONE
 
 
-def selection_bias(settings: Settings) -> str:
+def selection_bias(groups: Groups) -> str:
     """What choosing an epoch by its accuracy adds to it, as a Markdown table in percentage points; means over seeds.
 
     The difference is the kept epoch's accuracy on the validation images, which chose it, less that on the test images,
@@ -154,13 +142,15 @@ def selection_bias(settings: Settings) -> str:
     """
     columns = ["network and tier", "setting", "validation, %", "test, %", "difference", "standard error", "by luck"]
     rows, gains, signed = [], [], "{:+.2f} {:.2f} {:+.2f}"
-    for where, name, group in _ways(settings):
+    for (network, tier, where), group in groups.items():
         if cards.parameters(group[0])["select_by"] == "val_accuracy":
             validation, test, images = _mean(group, "val"), _mean(group), group[0]["dataset"]
             error = _error([(validation, images["validation"]), (test, images["test"])])
             lucky = [luck(card["history"]["val_accuracy"], card["best_epoch"] - 1, images["test"]) for card in group]
             gains.append((validation - test, error, np.mean(lucky)))
-            rows.append([name, where, f"{validation:.2f}", f"{test:.2f}", *signed.format(*gains[-1]).split()])
+            rows.append(
+                [f"{network} {tier}", where, f"{validation:.2f}", f"{test:.2f}", *signed.format(*gains[-1]).split()]
+            )
     if len(rows) > 1:
         rows.append(["**mean of all rows**", "", "", "", *signed.format(*np.mean(gains, axis=0)).split()])
     return markdown.table(columns, rows) if rows else NONE
@@ -267,16 +257,6 @@ def _mean(group, split="test"):
 def _error(counted):
     """The standard error of a difference of two percentages, each given with the number of images behind it."""
     return sum(percent * (100 - percent) / images for percent, images in counted) ** 0.5
-
-
-def _ways(settings) -> Iterator[tuple[str, str, list[dict]]]:
-    """(setting, name, cards) of each way in which something was trained."""
-    return ((where, name, group) for where, groups in settings.items() for name, group in groups.items())
-
-
-def _data(where):
-    """The data set and its number of training images, of a setting."""
-    return where.rpartition(", ")[0]
 
 
 def _seeds(group):

@@ -46,12 +46,12 @@ def full_runs(card: dict, folder: str = "../results") -> Figure:
 
     own = card["dataset"]["name"] not in NAMES
     found = [card] if own else cards.load_cards(folder, architecture=card["architecture"])
-    settings = compare.by_setting(found)
+    groups = cards.groups(found)
     display(Markdown(cards.table(found)))
-    changes = compare.ingredients(settings)
+    changes = compare.ingredients(groups)
     if changes != compare.NONE:
         display(Markdown(changes))
-    return plots.bands(compare.curves(settings), "epoch", "validation accuracy, %")
+    return plots.bands(compare.curves(groups), "epoch", "validation accuracy, %")
 
 
 def drawn(model: keras.Model, data: Data, parameters: RunParameters) -> tuple[dict[str, keras.Model], np.ndarray]:

@@ -138,7 +138,8 @@ def influence(images, heard: dict[str, np.ndarray]) -> Figure:
 
     Row i of a matrix is who position i hears, column j is who hears position j. A network's three matrices share one
     scale, which ends where only a hundredth of its pairs of two positions and most of the diagonal go beyond. Below the
-    difference stands how large it is: the mean of its magnitudes over the mean of both matrices, without the diagonals.
+    difference stands how large it is: the mean of its magnitudes over the mean of both matrices, without the diagonals;
+    0 if both are the same, 2 if no pair is heard in both.
 
     Args:
         images: (2, H, W, 3), 0 to 255.

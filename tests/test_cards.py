@@ -24,7 +24,7 @@ def card(test=0.7, seed=0, tier="tuned", architecture="cct", val=(0.5, 0.72), ma
         "history": {"val_accuracy": list(val)},
         "best_epoch": int(np.argmax(val)) + 1,
         "metrics": {"val_accuracy": max(val), "test_accuracy": test},
-        "time": {"seconds": 100.0 + 20 * seed, "images_per_second": 400.0},
+        "time": {"seconds": 100.0 + 20 * seed},
         "hardware": {"processor": machine, "cores": 2, "accelerators": []},
         "started": f"2026-01-01T00:00:0{seed}+00:00",
     }
@@ -41,12 +41,12 @@ def test_cards_that_differ_in_more_than_the_seed_are_not_averaged():
     found[-1]["dataset"]["fingerprint"] = "e" * 64
     together = {name: [c["seed"] for c in group] for name, group in cards.groups(found).items()}
     assert together == {
-        ("cct", "baseline", WHERE): [3],
-        ("cct", "tuned", WHERE): [0, 1],
-        ("cct", "tuned, fingerprint eeeeeeee", WHERE): [6],
-        ("cct", "tuned, pad 0", WHERE): [4],
-        ("cct", "tuned", "cifar10, 15,000 training images, 5 epochs"): [5],
-        ("vit", "tuned", WHERE): [2],
+        ("CCT", "baseline", WHERE): [3],
+        ("CCT", "tuned", WHERE): [0, 1],
+        ("CCT", "tuned, fingerprint eeeeeeee", WHERE): [6],
+        ("CCT", "tuned, pad 0", WHERE): [4],
+        ("CCT", "tuned", "cifar10, 15,000 training images, 5 epochs"): [5],
+        ("ViT", "tuned", WHERE): [2],
     }
 
 

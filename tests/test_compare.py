@@ -12,7 +12,7 @@ def rows(table):
 
 
 def table(*found, what):
-    return what(compare.by_setting(found))
+    return what(cards.groups(found))
 
 
 def test_cards_come_from_flat_files_and_from_runs_but_not_from_checkpoints(tmp_path):
@@ -46,20 +46,21 @@ def test_what_is_no_card_of_this_schema_and_a_missing_folder_are_refused_by_name
 
 def test_the_summary_counts_seeds_and_says_how_far_recipes_and_networks_lie_apart():
     found = [card(0.72), card(0.74, 1), card(0.5, tier="baseline"), card(0.9, architecture="vit")]
+    alike = "on the same data for equally many epochs"
     assert table(*found, what=compare.summary).splitlines() == [
-        "- 4 runs, in 3 ways: 2 with 1 seed, 1 with 2 seeds.",
-        "- From baseline to tuned, in the same epochs: 23.0 to 23.0 points of test accuracy.",
-        "- From network to network, in one tier, in the same epochs: 17.0 to 17.0 points of test accuracy.",
+        "- 4 runs of 3 recipes: 2 with 1 seed, 1 with 2 seeds.",
+        f"- Between baseline and tuned, {alike}: 23.0 to 23.0 points of test accuracy.",
+        f"- Between the best and the worst network of a tier, {alike}: 17.0 to 17.0 points of test accuracy.",
     ]
     apart = card(0.8, tier="baseline", epochs=6), card(0.9, architecture="vit", train=15000)
-    assert table(card(), *apart, what=compare.summary) == "- 3 runs, in 3 ways: 3 with 1 seed."
+    assert table(card(), *apart, what=compare.summary) == "- 3 runs of 3 recipes: 3 with 1 seed."
 
 
 def test_costs_are_the_cards_and_the_measured_ones_of_tiers_as_they_are(tmp_path):
     found = [card(0.7, val=[0.5] * 3), card(0.8, seed=1), card(0.6, seed=2, pad=0), card(0.5, train=15000)]
     found += [card(0.9, architecture="vit", tier="fast")]
     del found[4]["model"]["multiply_adds"]
-    settings, file = compare.by_setting(found), tmp_path / "compare.json"
+    groups, file = cards.groups(found), tmp_path / "compare.json"
     whole, small = "cifar10, 45,000 training images", "cifar10, 15,000 training images"
     cct, vit = [70.0, 80.0], [90.0]
     expected = {
@@ -67,21 +68,21 @@ def test_costs_are_the_cards_and_the_measured_ones_of_tiers_as_they_are(tmp_path
         "parameters": [("CCT", "tuned", 283723.0, cct), ("ViT", "fast", 283723.0, vit)],
         "multiply-adds for one image": [("CCT", "tuned", 31e6, cct)],
     }
-    panels = compare.costs(settings, file)
+    panels = compare.costs(groups, file)
     assert panels[whole] == expected and set(panels) == {whole, small}
     contenders = {"tuned": {"train": {"median": 0.25}}, "baseline": {"train": {"median": 9.0}}}
     file.write_text(json.dumps({"compare": {"cct": {"contenders": contenders}}}))
     measured = {"milliseconds of a training step": [("CCT", "tuned", 250.0, cct)]}
-    assert compare.costs(settings, file)[whole] == expected | measured
+    assert compare.costs(groups, file)[whole] == expected | measured
 
 
 def test_curves_are_all_the_runs_of_each_tier_and_of_several_networks_those_of_tiers_as_they_are():
     found = [card(), card(seed=1, val=(0.25, 0.5)), card(tier="baseline", val=(0.1, 0.2)), card(seed=2, pad=0)]
     baseline, tuned = [[10.0, 20.0]], [[50.0, 72.0], [25.0, 50.0]]
-    (panels,) = compare.curves(compare.by_setting(found)).values()
+    (panels,) = compare.curves(cards.groups(found)).values()
     special = ("tuned, pad 0", [[50.0, 72.0]])
     assert panels == {"baseline": [("baseline", baseline)], "tuned": [("tuned", tuned), special]}
-    (panels,) = compare.curves(compare.by_setting([*found, card(architecture="vit", epochs=9)])).values()
+    (panels,) = compare.curves(cards.groups([*found, card(architecture="vit", epochs=9)])).values()
     assert panels == {"baseline": [("CCT", baseline)], "tuned": [("CCT", tuned), ("ViT", [[50.0, 72.0]])]}
 
 
@@ -129,10 +130,9 @@ def test_luck_is_the_expected_maximum():
 
 
 def test_nothing_is_said_where_there_is_no_card(tmp_path):
-    settings = compare.by_setting(compare.load(tmp_path))
-    assert compare.summary(settings) == f"- {compare.NONE}"
-    assert compare.selection_bias(settings) == compare.missed({}) == compare.NONE
-    assert not compare.curves(settings) and not compare.costs(settings, tmp_path / "compare.json")
+    groups = cards.groups(compare.load(tmp_path))
+    assert compare.summary(groups) == compare.selection_bias(groups) == compare.missed({}) == compare.NONE
+    assert not compare.curves(groups) and not compare.costs(groups, tmp_path / "compare.json")
 
 
 def said(tmp_path, **ranks):
