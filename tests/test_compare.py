@@ -97,7 +97,7 @@ def test_steps_list_all_that_changed_whatever_is_special():
 
 def test_ingredients_are_compared_with_the_recipe_that_they_were_left_out_of():
     found = [card(0.72), card(0.73, seed=1), card(0.70, pad=0, seed=2), card(0.735, flip=False, seed=2)]
-    found += [card(0.9, architecture="vit", pad=0), card(0.8, train=15000, pad=0)]
+    found += [card(0.9, architecture="vit", pad=0), card(0.8, train=15000, zoom=0.1)]
     assert rows(table(*found, what=compare.ingredients)) == [
         ["CCT", WHERE, "70.00", "72.50 ± 0.71", "+2.50", "0.64", "1, 2", "pad 0 → 4"],
         ["CCT", WHERE, "72.50 ± 0.71", "73.50", "+1.00", "0.63", "2, 1", "flip True → False"],
