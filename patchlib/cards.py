@@ -62,7 +62,6 @@ class _Metrics(TypedDict):
 
 class _Time(TypedDict):
     seconds: float
-    images_per_second: float
 
 
 class _Hardware(TypedDict):
@@ -233,23 +232,27 @@ def recipe(card: dict) -> dict:
 
 
 def groups(cards: list[dict]) -> dict[tuple[str, str, str], list[dict]]:
-    """Cards that differ in their seeds alone, together, under (architecture, tier, setting), sorted.
+    """Cards that differ in their seeds alone, together, under (network, tier, setting) in words, sorted.
 
     If a tier was run in several ways, what is special in one follows the tier's name: "tuned", "tuned, pad 0" and
-    "tuned, flip False". Special is what most of the ways don't share; where there's no most, the first run is usual.
+    "tuned, flip False". Special is what most of the ways, in all settings, don't share; where there's no most, the way
+    of most epochs is usual, and of several such the first one. Pixels are compared within a setting.
     """
-    together: dict[tuple[str, str, str], dict[str, list[dict]]] = {}
-    for card in sorted(cards, key=lambda card: card["started"]):
-        name = card["architecture"], str(card["tier"]), setting(card)
-        together.setdefault(name, {}).setdefault(json.dumps(recipe(card), sort_keys=True), []).append(card)
+    together: dict[tuple[str, str], dict[tuple[str, str], list[dict]]] = {}
+    for card in sorted(cards, key=lambda card: (-card["parameters"]["epochs"], card["started"])):
+        way = setting(card), json.dumps(recipe(card), sort_keys=True)
+        together.setdefault((title(card), str(card["tier"])), {}).setdefault(way, []).append(card)
     named: dict[tuple[str, str, str], list[dict]] = {}
-    for (architecture, tier, where), ways in together.items():
-        recipes = [recipe(group[0]) for group in ways.values()]
-        names = dict.fromkeys(name for other in recipes for name in other)
-        usual = {name: Counter(other.get(name) for other in recipes).most_common(1)[0][0] for name in names}
-        for own, group in zip(recipes, ways.values(), strict=True):
-            special = [f"{name} {own.get(name)}" for name in names if own.get(name) != usual[name]]
-            named.setdefault((architecture, ", ".join([tier, *special]), where), []).extend(group)  # 1 and 1.0 are one
+    for (network, tier), ways in together.items():
+        recipes = [(where, recipe(group[0])) for (where, _), group in ways.items()]
+        names = dict.fromkeys(name for _, other in recipes for name in other if name not in ("epochs", "limit"))
+        for (where, own), group in zip(recipes, ways.values(), strict=True):
+            special = []
+            for name in names:
+                values = [other.get(name) for there, other in recipes if there == where or name != "fingerprint"]
+                if own.get(name) != Counter(values).most_common(1)[0][0]:
+                    special.append(f"{name} {own.get(name)}")
+            named.setdefault((network, ", ".join([tier, *special]), where), []).extend(group)  # 1 and 1.0 are one
     return dict(sorted(named.items()))
 
 
@@ -259,21 +262,32 @@ def mean_and_spread(values: list[float]) -> str:
 
 
 def table(cards: list[dict]) -> str:
-    """Run cards as a Markdown table: a row for cards that differ in their seeds alone, with mean and spread."""
-    columns = ["architecture", "tier", "data", "training images", "epochs", "parameters", "test accuracy, %", "seeds"]
+    """Run cards as a Markdown table: a row for cards that differ in their seeds alone, with mean and spread.
+
+    Data sets stand together, the best test accuracy first; a dash stands for what no card says.
+    """
     rows = []
-    for (architecture, tier, _), group in groups(cards).items():
-        accuracy = mean_and_spread([100 * card["metrics"]["test_accuracy"] for card in group])
-        counted = f"{group[0]['dataset']['train']:,}", _epochs(group), f"{group[0]['model']['parameters']:,}"
-        rows.append(
-            [architecture, tier, group[0]["dataset"]["name"], *counted, accuracy, len({c["seed"] for c in group})]
-        )
-    return markdown.table(columns, rows)
+    for (network, tier, _), group in groups(cards).items():
+        data, counted = group[0]["dataset"], group[0]["model"]
+        accuracies = [[100 * card["metrics"][f"{split}_accuracy"] for card in group] for split in ("val", "test")]
+        counts = [f"{counted[what]:,}" if what in counted else "–" for what in ("parameters", "multiply_adds")]
+        row = [network, tier, data["name"], f"{data['train']:,}", epochs(group), *counts]
+        row += [*map(mean_and_spread, accuracies), len({card["seed"] for card in group})]
+        rows.append((data["name"], -np.mean(accuracies[1]), row))
+    columns = ["network", "tier", "data", "training images", "epochs", "parameters", "multiply-adds"]
+    columns += ["validation accuracy, %", "test accuracy, %", "seeds"]
+    return markdown.table(columns, [row for *_, row in sorted(rows)])
 
 
-def _epochs(group):
-    """How many epochs were asked for, and if patience ended a run before, how many there were."""
+def title(card: dict) -> str:
+    """The network's name as its authors write it."""
+    name = card["architecture"]
+    return ARCHITECTURES[name].title if name in ARCHITECTURES else name
+
+
+def epochs(group: list[dict]) -> str:
+    """How many epochs were asked for, and if patience ended a run before, how many there were: "45 of 50"."""
     asked, ran = group[0]["parameters"]["epochs"], sorted({len(card["history"]["val_accuracy"]) for card in group})
     if ran == [asked]:
-        return asked
+        return str(asked)
     return f"{'–'.join(map(str, dict.fromkeys((ran[0], ran[-1]))))} of {asked}"

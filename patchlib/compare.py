@@ -1,12 +1,13 @@
-"""The leaderboard: tables and curves made of run cards, and of nothing else.
+"""What run cards say side by side: tables and curves made of them, and of nothing else.
 
-Only runs of one setting (data, training images, epochs) are put side by side. Nearly everything here takes what
-``by_setting`` makes: {setting: {name: cards that differ in their seeds alone}}, with settings and names in words.
+Nearly everything here takes what ``cards.groups`` makes: {(network, tier, setting): cards that differ in their seeds
+alone}, all in words. A tier's name is followed by what is special in the runs, if something is.
 """
 
 import itertools
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,10 @@ import numpy as np
 from patchlib import cards, evaluation, markdown
 from patchlib.cards import RunError, mean_and_spread, recipe
 from patchlib.files import user_path
-from patchlib.parameters import ARCHITECTURES, shown
+from patchlib.parameters import shown
 
-Settings = dict[str, dict[str, list[dict]]]
+Groups = dict[tuple[str, str, str], list[dict]]
 NONE = "No run card says so yet."
-TIERS = ("baseline", "fast", "tuned")
 
 
 def load(folder: str | os.PathLike) -> list[dict]:
@@ -40,116 +40,81 @@ def load(folder: str | os.PathLike) -> list[dict]:
     return [card for i, card in enumerate(found.values()) if card not in list(found.values())[:i]]
 
 
-def by_setting(found: list[dict]) -> Settings:
-    """The cards under their setting, and in it under a name: {"cifar10, ...": {"cct baseline": [card, ...]}}."""
-    settings: Settings = {}
-    for (architecture, tier, where), group in cards.groups(found).items():
-        settings.setdefault(where, {})[f"{architecture} {tier}"] = group
-    return dict(sorted(settings.items()))
+def summary(groups: Groups) -> str:
+    """How many runs and seeds there are, and how far recipes and networks lie apart, as a Markdown list."""
+    if not groups:
+        return NONE
+    seeds = sorted(Counter(map(_seeds, groups.values())).items())
+    counted = ", ".join(f"{ways} with {count} seed{'s' * (count > 1)}" for count, ways in seeds)
+    lines = [f"{sum(map(len, groups.values()))} runs of {len(groups)} recipes: {counted}."]
+    tiers: dict[tuple[str, str], list[float]] = {}
+    for (_, tier, where), group in groups.items():
+        tiers.setdefault((tier, where), []).append(_mean(group))
+    recipes = [_mean(after) - _mean(before) for _, before, after in _steps(groups)]
+    networks = [max(means) - min(means) for means in tiers.values() if len(means) > 1]
+    for what, gains in {"baseline and tuned": recipes, "the best and the worst network of a tier": networks}.items():
+        if gains:
+            points = f"{min(gains):.1f} to {max(gains):.1f} points of test accuracy"
+            lines.append(f"Between {what}, on the same data for equally many epochs: {points}.")
+    return "\n".join(f"- {line}" for line in lines)
 
 
-def coverage(settings: Settings) -> str:
-    """A Markdown table of which runs there are: seeds of the tiers baseline / fast / tuned of each architecture."""
-    present = {group[0]["architecture"] for groups in settings.values() for group in groups.values()}
-    columns = [name for name in ARCHITECTURES if name in present] + sorted(present - set(ARCHITECTURES))
-    rows = []
-    for where, groups in settings.items():
-        seeds = {name: _seeds(group) for name, group in groups.items()}
-        cells = [[seeds.get(f"{column} {tier}", "–") for tier in TIERS] for column in columns]
-        rows.append([where, *(" / ".join(map(str, cell)) for cell in cells)])
-    return markdown.table([f"seeds of {' / '.join(TIERS)}", *columns], rows)
-
-
-def leaderboard(settings: Settings) -> str:
-    """A Markdown table for each setting, the best mean test accuracy first; a dash stands for what no card says."""
-    columns = ["network and tier", "parameters", "multiply-adds", "validation accuracy, %", "test accuracy, %", "seeds"]
-    tables = []
-    for where, groups in settings.items():
-        rows = []
-        for name, group in sorted(groups.items(), key=lambda item: -_mean(item[1])):
-            machines = sorted({hardware(card) for card in group})
-            numbers = [group[0]["model"].get(what) for what in ("parameters", "multiply_adds")]
-            for what in ("seconds", "images_per_second"):  # of different machines they have no mean
-                numbers.append(np.mean([card["time"][what] for card in group]) if len(machines) == 1 else None)
-            *counts, seconds, speed = ["–" if number is None else f"{number:,.0f}" for number in numbers]
-            accuracies = [mean_and_spread(_accuracies(group, split)) for split in ("val", "test")]
-            rows.append([name, *counts, *accuracies, _seeds(group), seconds, speed, "; ".join(machines)])
-        tables.append(
-            f"**{markdown.escaped(where)}**\n\n{markdown.table([*columns, 'seconds', 'images/s', 'computed on'], rows)}"
-        )
-    return "\n\n".join(tables) or NONE
-
-
-def points(settings: Settings, part: str, what: str) -> dict[str, dict[str, tuple[float, list[float]]]]:
-    """Test accuracies in percent over a number in the cards, such as ("model", "parameters"), for ``plots.scatter``.
+def costs(groups: Groups, file: str | os.PathLike) -> dict[str, dict[str, list]]:
+    """Test accuracies in percent over what they cost, for ``plots.scatter``: tiers as they are, without what's special.
 
     Returns:
-        {panel: {name: (the number's mean, accuracies)}}. A panel is a data set and its number of training images,
-        a name ends with the epochs; a card that doesn't say is left out.
+        {data set: {cost: [(network, tier, the cost's mean, accuracies)]}}. Epochs are those that ran, times of steps
+        those that ``make bench`` put into ``file``.
     """
-    panels: dict[str, dict[str, tuple[list, list[float]]]] = {}
-    for where, groups in settings.items():
-        for name, group in groups.items():
-            for card in [card for card in group if what in card[part]]:
-                panel, named = _panel(where, name)
-                numbers, accuracies = panels.setdefault(panel, {}).setdefault(named, ([], []))
-                numbers.append(card[part][what])
-                accuracies.extend(_accuracies([card]))
-    return {
-        panel: {name: (float(np.mean(numbers)), accuracies) for name, (numbers, accuracies) in found.items()}
-        for panel, found in panels.items()
-    }
-
-
-def by_step_time(settings: Settings, file: str | os.PathLike) -> dict[str, dict[str, tuple[float, list[float]]]]:
-    """Test accuracies in percent over the milliseconds of a training step, for ``plots.scatter``.
-
-    The times are those that ``make bench`` measured on an otherwise idle machine and put into ``file``; of other tiers
-    than baseline and tuned it has none, and without the file nothing is returned.
-    """
-    if not Path(file).exists():
-        return {}
-    measured = json.loads(Path(file).read_text())
-    panels: dict[str, dict[str, tuple[float, list[float]]]] = {}
-    machine = hardware({"hardware": measured["hardware"]})
-    for where, groups in settings.items():
-        for name, group in groups.items():
-            architecture, tier = name.split(" ", 1)
-            contenders = measured["compare"].get(architecture, {}).get("contenders", {})
-            if tier in ("baseline", "tuned") and tier in contenders:
-                step = 1000 * contenders[tier]["train"]["median"]
-                panel, named = _panel(where, name)
-                panels.setdefault(f"{panel}\n{machine}", {})[named] = step, _accuracies(group)
+    panels: dict[str, dict[str, list]] = {}
+    measured = json.loads(Path(file).read_text())["compare"] if Path(file).exists() else {}
+    for (network, tier, where), group in groups.items():
+        step = measured.get(group[0]["architecture"], {}).get("contenders", {}).get(tier)
+        found = {
+            "epochs": [len(card["history"]["val_accuracy"]) for card in group],
+            "parameters": [card["model"]["parameters"] for card in group],
+            "multiply-adds for one image": [card["model"].get("multiply_adds") for card in group],
+            "milliseconds of a training step": [step and 1000 * step["train"]["median"]],
+        }
+        for cost, values in found.items():
+            if "," not in tier and None not in values:
+                point = network, tier, float(np.mean(values)), _accuracies(group)
+                panels.setdefault(where.rpartition(", ")[0], {}).setdefault(cost, []).append(point)
     return panels
 
 
-def curves(settings: Settings) -> dict[tuple[str, str], dict[str, list[list[float]]]]:
+def curves(groups: Groups) -> dict[str, dict[str, list[tuple[str, list[list[float]]]]]]:
     """Validation accuracies in percent after each epoch, for ``plots.bands``.
 
     Returns:
-        {(architecture, setting): {tier: one list a run}}.
+        {data set: {tier: [(name, one list a run)]}}. Of one network alone a name is the tier with what's special; of
+        several it's the network's, and tiers are there as they are, without what's special.
     """
-    panels: dict[tuple[str, str], dict[str, list[list[float]]]] = {}
-    for where, groups in settings.items():
-        for name, group in groups.items():
-            architecture, tier = name.split(" ", 1)
+    panels: dict[str, dict[str, list[tuple[str, list[list[float]]]]]] = {}
+    alone = len({network for network, *_ in groups}) == 1
+    for (network, tier, where), group in groups.items():
+        if alone or "," not in tier:
             lines = [[100 * accuracy for accuracy in card["history"]["val_accuracy"]] for card in group]
-            panels.setdefault((architecture, _two_lines(where)), {})[tier] = lines
+            panel = panels.setdefault(where.rpartition(", ")[0], {}).setdefault(tier.partition(",")[0], [])
+            panel.append((tier if alone else network, lines))
     return panels
 
 
-def steps(settings: Settings) -> str:
-    """From baseline to tuned as a Markdown table: all that changed at once, and what it brought."""
-    rows = [
-        _step(where, groups[f"{architecture} baseline"], groups[f"{architecture} tuned"])
-        for where, groups in settings.items()
-        for architecture in sorted({group[0]["architecture"] for group in groups.values()})
-        if {f"{architecture} baseline", f"{architecture} tuned"} <= set(groups)
-    ]
-    return markdown.table(_STEP, rows) if rows else "No network has both a baseline and a tuned run in one setting yet."
+def steps(groups: Groups) -> str:
+    """From baseline to tuned as a Markdown table: what it brought, and all that changed at once."""
+    rows = [_step(*step) for step in _steps(groups)]
+    return markdown.table(_STEP, rows) if rows else NONE
 
 
-def ingredients(settings: Settings, most: int = 3) -> str:
+def _steps(groups):
+    """(setting, cards of the baseline, cards of tuned) of each network, whatever is special in them."""
+    for ((network, _, where), before), ((other, _, there), after) in itertools.permutations(groups.items(), 2):
+        tiers = before[0]["tier"], after[0]["tier"]
+        if (network, where) == (other, there) and tiers == ("baseline", "tuned"):
+            yield where, before, after
+
+
+def ingredients(groups: Groups, most: int = 3) -> str:
     """What single changes brought, as a Markdown table: in each row two groups of runs, from the worse to the better.
 
     Two groups of a network in a setting stand in a row if their recipes differ in at most ``most`` parameters and no
@@ -157,39 +122,40 @@ def ingredients(settings: Settings, most: int = 3) -> str:
     is compared with that recipe, and not with everything else that was left out of it.
     """
     rows = []
-    for where, groups in settings.items():
-        recipes = {name: recipe(group[0]) for name, group in groups.items()}
-        for a, b in itertools.combinations(sorted(groups, key=lambda name: _mean(groups[name])), 2):
-            changed = _changed(recipes[a], recipes[b])
-            between = any(
-                all(value in (recipes[a].get(key), recipes[b].get(key)) for key, value in recipes[c].items())
-                for c in set(groups) - {a, b}
-            )
-            if 0 < len(changed) <= most and "architecture" not in changed and not between:
-                rows.append(_step(where, groups[a], groups[b]))
-    nothing = f"No two groups of runs of one network in one setting differ in {most} parameters or fewer yet."
-    return markdown.table(_STEP, sorted(rows)) if rows else nothing
+    recipes = {name: recipe(group[0]) for name, group in groups.items()}
+    for a, b in itertools.combinations(sorted(groups, key=lambda name: _mean(groups[name])), 2):
+        changed = _changed(recipes[a], recipes[b])
+        between = any(
+            all(value in (recipes[a].get(key), recipes[b].get(key)) for key, value in recipes[c].items())
+            for c in set(groups) - {a, b}
+            if c[2] == a[2]
+        )
+        if a[2] == b[2] and 0 < len(changed) <= most and "architecture" not in changed and not between:
+            rows.append(_step(a[2], groups[a], groups[b]))
+    return markdown.table(_STEP, sorted(rows)) if rows else NONE
 
 
-def selection_bias(settings: Settings) -> str:
-    """What choosing an epoch by a score adds to that score, as a Markdown table in percentage points; means over seeds.
+def selection_bias(groups: Groups) -> str:
+    """What choosing an epoch by its accuracy adds to it, as a Markdown table in percentage points; means over seeds.
 
     The difference is the kept epoch's accuracy on the validation images, which chose it, less that on the test images,
-    which didn't. Its standard error is that of two samples of so many images. For the last column see ``luck``.
+    which didn't. Its standard error is that of two samples of so many images; in the last row it's the rows' mean,
+    since they answer the same images and share their luck. For the last column see ``luck``. Runs in which the loss
+    chose the epoch are left out.
     """
     columns = ["network and tier", "setting", "validation, %", "test, %", "difference", "standard error", "by luck"]
-    rows, gains = [], []
-    for where, groups in settings.items():
-        for name, group in groups.items():
+    rows, gains, signed = [], [], "{:+.2f} {:.2f} {:+.2f}"
+    for (network, tier, where), group in groups.items():
+        if cards.parameters(group[0])["select_by"] == "val_accuracy":
             validation, test, images = _mean(group, "val"), _mean(group), group[0]["dataset"]
             error = _error([(validation, images["validation"]), (test, images["test"])])
             lucky = [luck(card["history"]["val_accuracy"], card["best_epoch"] - 1, images["test"]) for card in group]
-            gains.append((validation - test, np.mean(lucky)))
-            difference, by_luck = (f"{gain:+.2f}" for gain in gains[-1])
-            rows.append([name, where, f"{validation:.2f}", f"{test:.2f}", difference, f"{error:.2f}", by_luck])
+            gains.append((validation - test, error, np.mean(lucky)))
+            rows.append(
+                [f"{network} {tier}", where, f"{validation:.2f}", f"{test:.2f}", *signed.format(*gains[-1]).split()]
+            )
     if len(rows) > 1:
-        difference, by_luck = (f"{gain:+.2f}" for gain in np.mean(gains, axis=0))
-        rows.append(["**mean of all rows**", "", "", "", difference, "", by_luck])
+        rows.append(["**mean of all rows**", "", "", "", *signed.format(*np.mean(gains, axis=0)).split()])
     return markdown.table(columns, rows) if rows else NONE
 
 
@@ -207,45 +173,55 @@ def luck(accuracies: list[float], kept: int, images: int, draws: int = 10_000) -
 
 
 def predictions(folder: str | os.PathLike) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-    """What networks said of the test images: {data set: {run: its ``predictions.npz``}}, of seed 0 alone.
+    """What networks said of the test images: {data set: {run: {"label", "predicted", "rank"}}}, of seed 0 alone.
 
-    A run's name is its architecture and tier. Of several with one name it's that of the shortest folder's name, since
-    what differs from the tier is said there.
+    The first two are names of classes where the card has them. A run's name is its network and tier. Of several with
+    one name it's that of the shortest folder's name, since what differs from the tier is said there.
     """
     found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     for path in sorted(cards.card_files(folder), key=lambda path: len(path.parent.name)):
         card, file = cards.load_card(path), path.parent / cards.PREDICTIONS
         if path.name == cards.CARD and file.exists() and card["seed"] == 0:
             with np.load(file) as arrays:
-                said = found.setdefault(card["dataset"]["name"], {})
-                said.setdefault(f"{card['architecture']} {card['tier']}", dict(arrays))
+                answers = dict(arrays)
+            if classes := card["dataset"].get("classes"):
+                answers |= {what: np.array(classes)[answers[what]] for what in ("label", "predicted")}
+            found.setdefault(card["dataset"]["name"], {}).setdefault(f"{cards.title(card)} {card['tier']}", answers)
     return {name: dict(sorted(said.items())) for name, said in sorted(found.items())}
 
 
 def agreements(said: dict[str, dict[str, np.ndarray]], tier: str = "tuned") -> str:
     """Whether the networks of a tier err on the same images, as a Markdown table; see ``evaluation.agreement``."""
-    columns = [
-        "",
-        "",
-        "both right",
-        "the first alone",
-        "the second alone",
-        "neither",
-        "error consistency",
-        "at most",
-        "p",
-    ]
+    counts = ["both right", "the first alone", "the second alone", "neither"]
     rows = []
-    for first, second in itertools.combinations([name for name in said if name.endswith(f" {tier}")], 2):
-        counted = evaluation.agreement(said[first]["rank"], said[second]["rank"])
-        *counts, kappa, most, p = counted.values()
-        rows.append([first, second, *(f"{n:,}" for n in counts), f"{kappa:.2f}", f"{most:.2f}", f"{p:.1g}"])
+    for (first, one), (second, other) in itertools.combinations(_of_tier(said, tier).items(), 2):
+        *counted, kappa, most, p = evaluation.agreement(one["rank"], other["rank"]).values()
+        share = f"{kappa / most:.2f}" if most else "–"
+        rows.append([first, second, *(f"{n:,}" for n in counted), f"{kappa:.2f}", f"{most:.2f}", share, f"{p:.1g}"])
+    columns = ["the first", "the second", *counts, "error consistency", "at most", "share of that", "p"]
     return markdown.table(columns, rows) if rows else NONE
 
 
-def missed(said: dict[str, dict[str, np.ndarray]]) -> np.ndarray:
-    """The numbers of the test images that every network gets wrong."""
-    return np.flatnonzero(np.all([arrays["rank"] > 0 for arrays in said.values()], axis=0))
+def missed(said: dict[str, dict[str, np.ndarray]], tier: str = "tuned", most: int = 6) -> str:
+    """The test images that all networks of a tier get wrong: how many, and the answers to the first, as Markdown."""
+    answers = _of_tier(said, tier)
+    if not answers:
+        return NONE
+    wrong = np.array([arrays["rank"] > 0 for arrays in answers.values()])
+    given = np.array([arrays["predicted"] for arrays in answers.values()])
+    images, label = np.flatnonzero(wrong.all(axis=0)), next(iter(answers.values()))["label"]
+    alike = (given[:, images] == given[0, images]).all(axis=0).sum()
+    text = (
+        f"{len(images):,} images, where {wrong.mean(axis=1).prod() * wrong.shape[1]:,.0f} would be expected if the "
+        f"networks erred independently; {alike:,} of them all take for the same class."
+    )
+    rows = [[number, label[number], *given[:, number]] for number in images[:most]]
+    return f"{text}\n\n{markdown.table(['number', 'class', *answers], rows)}"
+
+
+def _of_tier(said, tier):
+    """{network: its answers}."""
+    return {name.removesuffix(f" {tier}"): arrays for name, arrays in said.items() if name.endswith(f" {tier}")}
 
 
 def hardware(card: dict) -> str:
@@ -254,7 +230,7 @@ def hardware(card: dict) -> str:
     return ", ".join(machine["accelerators"]) or f"{machine['processor']}, {machine['cores']} cores"
 
 
-_STEP = ["network", "setting", "changed", "from, %", "to, %", "difference", "standard error", "seeds"]
+_STEP = ["network", "setting", "from, %", "to, %", "difference", "standard error", "seeds", "changed"]
 
 
 def _step(where, before, after):
@@ -264,7 +240,7 @@ def _step(where, before, after):
     error = _error([(_mean(group), group[0]["dataset"]["test"]) for group in (before, after)])
     accuracies = [mean_and_spread(_accuracies(group)) for group in (before, after)]
     numbers = [*accuracies, f"{_mean(after) - _mean(before):+.2f}", f"{error:.2f}"]
-    return [before[0]["architecture"], where, changed, *numbers, f"{_seeds(before)}, {_seeds(after)}"]
+    return [cards.title(before[0]), where, *numbers, f"{_seeds(before)}, {_seeds(after)}", changed]
 
 
 def _changed(old, new):
@@ -284,16 +260,6 @@ def _mean(group, split="test"):
 def _error(counted):
     """The standard error of a difference of two percentages, each given with the number of images behind it."""
     return sum(percent * (100 - percent) / images for percent, images in counted) ** 0.5
-
-
-def _panel(where, name):
-    """The title of the panel for a setting, which has its data, and the name there, which has its epochs."""
-    data, _, epochs = where.rpartition(", ")
-    return _two_lines(data), f"{name}, {epochs}"
-
-
-def _two_lines(where):
-    return where.replace(", ", "\n", 1)
 
 
 def _seeds(group):

@@ -11,7 +11,7 @@ def of(model: keras.Model) -> dict[str, dict[str, int]]:
     """Trainable parameters, and multiply-adds for one image, of what mixes "space" and of the rest, "channels".
 
     A part that lets positions talk to each other counts as mixing space with all it has: attention with projections, a
-    convolution larger than 1 x 1, a Fourier transform. Norms, activations and resizing count no multiply-adds.
+    convolution whose windows overlap, a Fourier transform. Norms, activations and resizing count no multiply-adds.
     """
     parameters, multiply_adds = {"space": 0, "channels": 0}, {"space": 0, "channels": 0}
     for layer in model.layers:
@@ -28,8 +28,14 @@ def of(model: keras.Model) -> dict[str, dict[str, int]]:
     return {"parameters": parameters, "multiply_adds": multiply_adds}
 
 
+_KEY = (
+    "*Trainable parameters, and multiply-adds for one image. Space has whatever lets positions meet, with all of its "
+    "weights and its norm, so attention with its projections; position embeddings and class token are in the rest.*"
+)
+
+
 def table(highlight: str) -> str:
-    """All architectures at their defaults as a Markdown table: who mixes space, who mixes channels, and at what cost.
+    """All architectures at their defaults as a Markdown table, with a key: who mixes space and channels, at what cost.
 
     Raises:
         KeyError: there's no architecture of the name to highlight.
@@ -40,8 +46,9 @@ def table(highlight: str) -> str:
         numbers = [f"{counted[what][mixes]:,}" for what in counted for mixes in ("space", "channels")]
         rows[name] = [name, *schema.mixers, *numbers]
     rows[highlight][0] = f"**{highlight}**"
-    numbers = ["parameters: space", "channels", "multiply-adds: space", "channels"]
-    return markdown.table(["", "mixes space", "mixes channels", *numbers], list(rows.values()))
+    numbers = ["parameters: space", "the rest", "multiply-adds: space", "the rest"]
+    table = markdown.table(["", "mixes space", "mixes channels", *numbers], list(rows.values()))
+    return f"{table}\n\n{_KEY}"
 
 
 def audit(build, steps: dict[str, dict]) -> str:

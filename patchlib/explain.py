@@ -104,7 +104,7 @@ def lesion(model: keras.Model, split: Split) -> list[dict]:
 
     Returns:
         Rows with ``without``, ``accuracy`` (both of the whole network first), ``difference`` from it, and its
-        ``standard_error``: by how much it would be off, had other images been drawn.
+        ``standard_error``: about how far it would move with other images.
     """
     whole = _right(model, split)
     rows = [{"without": "nothing", "accuracy": whole.mean(), "difference": 0.0, "standard_error": 0.0}]

@@ -55,12 +55,12 @@ def full_runs(card: dict, folder: str = "../results") -> Figure:
 
     own = card["dataset"]["name"] not in NAMES
     found = [card] if own else cards.load_cards(folder, architecture=card["architecture"])
-    settings = compare.by_setting(found)
+    groups = cards.groups(found)
     display(Markdown(cards.table(found)))
-    changes = compare.ingredients(settings)
-    if changes.startswith("|"):
+    changes = compare.ingredients(groups)
+    if changes != compare.NONE:
         display(Markdown(changes))
-    return plots.bands(compare.curves(settings), "epoch", "validation accuracy, %")
+    return plots.bands(compare.curves(groups), "epoch", "validation accuracy, %")
 
 
 def drawn(model: keras.Model, data: Data, parameters: RunParameters) -> tuple[dict[str, keras.Model], np.ndarray]:
@@ -77,12 +77,14 @@ def drawn(model: keras.Model, data: Data, parameters: RunParameters) -> tuple[di
 
 
 def who_hears_whom() -> Figure:
-    """The second blocks of all published networks on two photographs."""
+    """Who hears whom in the second block of each published network, on two photographs."""
     images, heard = pictures.photographs(32), {}
     for architecture, kind in ARCHITECTURES.items():
         for name in (name for name in networks.published() if name.startswith(f"{architecture}-")):
             heard[kind.title] = explain.influence(networks.load_model(name), images, "block_1", directions=4)
-    return plots.influence(images, heard)
+    figure = plots.influence(images, heard)
+    figure.suptitle("Who hears whom, in the second block of each network")
+    return figure
 
 
 def lesions(model: keras.Model, data: Data, parameters: RunParameters) -> str:

@@ -1,13 +1,17 @@
 """Figures. Each function returns a closed ``Figure``: a notebook shows it once, a script can save it."""
 
+import itertools
+
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from patchlib.parameters import ARCHITECTURES
+
+TIERS = {"baseline": "D", "fast": "o", "tuned": "s"}  # and their markers
 
 
 def grid(pictures, titles=(), columns=8, size=1.1, **imshow) -> Figure:
@@ -133,30 +137,38 @@ def influence(images, heard: dict[str, np.ndarray]) -> Figure:
     """Who hears whom: for two images and each network a matrix over positions, and below them their difference.
 
     Row i of a matrix is who position i hears, column j is who hears position j. A network's three matrices share one
-    scale, whose end only a hundredth of the pairs of two positions pass, and most of the diagonal; in the difference
-    red is more in the second image, blue is less.
+    scale, which ends where only a hundredth of its pairs of two positions and most of the diagonal go beyond. Below the
+    difference stands how large it is: the mean of its magnitudes over the mean of both matrices, without the diagonals;
+    0 if both are the same, 2 if no pair is heard in both.
 
     Args:
         images: (2, H, W, 3), 0 to 255.
         heard: for each network's name (2, positions, positions), from ``explain.influence``.
     """
-    figure, axes = plt.subplots(
-        3, 1 + len(heard), figsize=(1.9 * len(heard) + 1.5, 5.9), squeeze=False, layout="constrained"
-    )
+    shape = 3, 1 + len(heard)
+    figure, axes = plt.subplots(*shape, figsize=(1.9 * shape[1] + 0.6, 6.4), squeeze=False, layout="constrained")
     for ax, image in zip(axes[:, 0], images, strict=False):
         ax.imshow(image)
-    axes[2, 0].text(0.5, 0.5, "the second\nless the first", ha="center", va="center")
-    for column, (name, (first, second)) in zip(axes[:, 1:].T, heard.items(), strict=True):
-        apart = ~np.eye(len(first), dtype=bool)
-        most = np.quantile([first[apart], second[apart]], 0.99)
-        for ax, matrix in zip(column, (first, second), strict=False):
-            ax.imshow(matrix, cmap="Greys", vmin=0, vmax=most)
-        column[2].imshow(second - first, cmap="RdBu_r", vmin=-most, vmax=most)
+    axes[2, 0].text(
+        0.5, 0.5, "the second\nless the first\n\n(each network on\na scale of its own)", ha="center", va="center"
+    )
+    for column, (name, matrices) in zip(axes[:, 1:].T, heard.items(), strict=True):
+        first, second = matrices
+        pairs = matrices[:, ~np.eye(len(first), dtype=bool)]
+        most = np.quantile(pairs, 0.99)
+        for ax, matrix in zip(column, matrices, strict=False):
+            grey = ax.imshow(matrix, cmap="Greys", vmin=0, vmax=most)
+        red = column[2].imshow(second - first, cmap="RdBu_r", vmin=-most, vmax=most)
         column[0].set_title(name)
+        column[1].set_xlabel("is heard")
+        column[2].set_xlabel(f"they differ by {np.abs(pairs[1] - pairs[0]).mean() / pairs.mean():.2f}")
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[], frame_on=ax not in axes[:, 0])
-    axes[0, 1].set_ylabel("hearing")
-    axes[2, 1].set_xlabel("heard")
+    for ax in axes[:, 1]:
+        ax.set_ylabel("hears")
+    for shown, row, ends in ((grey, axes[:2], ("silent", "loud")), (red, axes[2:], ("less", "more"))):
+        bar = figure.colorbar(shown, ax=row, ticks=shown.get_clim(), aspect=30 * len(row), pad=0.01)
+        bar.ax.set_yticklabels(ends)
     plt.close(figure)
     return figure
 
@@ -197,10 +209,8 @@ def mistakes(images, found: dict[str, list]) -> Figure:
 def learning_curves(cards: dict[str, dict]) -> Figure:
     """Loss and accuracy over epochs for each named run card: training dashed, validation solid."""
     figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(9, 3.2))
-    for color, (name, card) in zip(
-        plt.rcParams["axes.prop_cycle"].by_key()["color"] * len(cards), cards.items(), strict=False
-    ):
-        history = card["history"]
+    for number, (name, card) in enumerate(cards.items()):
+        history, color = card["history"], f"C{number}"
         epochs = range(1, len(history["loss"]) + 1)
         for ax, quantity in ((losses, "loss"), (accuracies, "accuracy")):
             ax.plot(epochs, history[quantity], "--", color=color, marker=".")
@@ -216,76 +226,74 @@ def learning_curves(cards: dict[str, dict]) -> Figure:
     return figure
 
 
-def scatter(panels: dict[str, dict[str, tuple[float, list[float]]]], xlabel: str, ylabel: str) -> Figure:
-    """Named points, {panel: {name: (x, ys)}}, at the mean of their ys, with a bar of a standard deviation each way.
+def scatter(rows: dict[str, dict[str, list]], ylabel: str) -> Figure:
+    """Points, {row: {x axis: [(network, tier, x, ys)]}}, at the mean of ys with a bar of a standard deviation each way.
 
-    A name is an architecture, in the colour that it has everywhere, and more words, which up to a comma choose a
-    marker.
+    Networks have their colours and tiers their markers. The panels of a row share their y axis.
     """
-    figure, axes = _panels(panels)
-    names = sorted({name.partition(" ") for points in panels.values() for name in points})
-    order = dict.fromkeys([*ARCHITECTURES, *(first for first, *_ in names)])
-    colors = {first: f"C{i}" for i, first in enumerate(order)}
-    kinds = dict.fromkeys(rest.partition(",")[0] for *_, rest in names)
-    markers = dict(zip(kinds, "osD^vPX*<>" * len(names), strict=False))
-    for ax, points in zip(axes, panels.values(), strict=True):
-        for name, (x, ys) in sorted(points.items()):
-            first, _, rest = name.partition(" ")
+    figure, panels = _panels(rows, ylabel)
+    found = [point for row in rows.values() for points in row.values() for point in points]
+    colors = _colors(network for network, *_ in found)
+    for (row, xlabel), ax in panels.items():
+        points = rows[row].get(xlabel, [])
+        for network, tier, x, ys in points:
             bar = np.std(ys, ddof=1) if len(ys) > 1 else None
-            style = {"fmt": markers[rest.partition(",")[0]], "color": colors[first], "capsize": 3, "alpha": 0.8}
-            ax.errorbar(x, np.mean(ys), bar, label=name, **style)
-        ax.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, 1.1 * max(x for x, _ in points.values())))
+            ax.errorbar(x, np.mean(ys), bar, fmt=TIERS.get(tier, "^"), color=colors[network], capsize=3, alpha=0.8)
+        ax.set(xlabel=xlabel, xlim=(0, 1.1 * max((x for *_, x, _ in points), default=1)))
         ax.xaxis.set_major_formatter(EngFormatter())
-        ax.xaxis.set_major_locator(MaxNLocator(5))
-    return _with_one_legend(figure)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+    tiers = sorted({tier for _, tier, *_ in found})
+    shapes = {tier: Line2D([], [], color="grey", marker=TIERS.get(tier, "^"), linestyle="") for tier in tiers}
+    return _closed(figure, {name: Patch(color=color) for name, color in colors.items()} | shapes)
 
 
-def bands(panels: dict[tuple[str, str], dict[str, list[list[float]]]], xlabel: str, ylabel: str) -> Figure:
-    """Lines over 1, 2, ..., {(title, subtitle): {name: runs}}: the mean of the runs, in a band of a standard deviation.
+def bands(rows: dict[str, dict[str, list]], xlabel: str, ylabel: str) -> Figure:
+    """Lines over 1, 2, ..., {row: {tier: [(name, runs)]}}: the mean of the runs, in a band of a standard deviation.
 
-    Where runs are of different lengths, the shortest one ends the line. Panels of one subtitle share their y axis.
+    Where runs are of different lengths, the shortest one ends the line. Names are networks, or else begin with a tier,
+    which have their colours. The panels of a row share their y axis.
     """
-    figure, axes = _panels(["\n".join(titles) for titles in panels])
-    names = sorted({name for lines in panels.values() for name in lines})
-    first: dict[str, Axes] = {}
-    for ax, ((_, subtitle), lines) in zip(axes, panels.items(), strict=True):
-        for name, runs in lines.items():
+    figure, panels = _panels(rows, ylabel)
+    names = [name for row in rows.values() for lines in row.values() for name, _ in lines]
+    colors = _colors(names)
+    for (row, tier), ax in panels.items():
+        for name, runs in rows[row].get(tier, []):
             values = np.array([run[: min(map(len, runs))] for run in runs])
-            x, mean, color = range(1, values.shape[1] + 1), values.mean(axis=0), f"C{names.index(name)}"
-            ax.plot(x, mean, color=color, marker=".", label=name)
+            x, mean = range(1, values.shape[1] + 1), values.mean(axis=0)
+            ax.plot(x, mean, color=colors[name], marker=TIERS.get(tier, "^"), markersize=3)
             if len(runs) > 1:
                 spread = values.std(axis=0, ddof=1)
-                ax.fill_between(x, mean - spread, mean + spread, color=color, alpha=0.2, linewidth=0)
-        ax.set(xlabel=xlabel, ylabel=ylabel)
+                ax.fill_between(x, mean - spread, mean + spread, color=colors[name], alpha=0.2, linewidth=0)
+        ax.set(xlabel=xlabel, title=tier)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if first.setdefault(subtitle, ax) is not ax:
-            ax.sharey(first[subtitle])
-            first[subtitle].autoscale(axis="y")
-    return _with_one_legend(figure)
+    return _closed(figure, {name: Patch(color=color) for name, color in colors.items()})
 
 
-def _panels(titles, columns=3):
-    """A figure, and an axis for each title, row by row."""
-    rows, columns = -(-len(titles) // columns), min(columns, len(titles))
-    height = 3.2 * rows + 0.8  # the legend's place
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(max(3.8 * columns, 6), height), squeeze=False, layout="constrained"
-    )
-    for ax, title in zip(axes.flat, titles, strict=False):
-        ax.set_title(title, fontsize=9, parse_math=False)  # a class may be called "$"
+def _colors(names):
+    """A colour for each name, in order; of networks and of tiers it's always the same one."""
+    names = sorted(set(names))
+    tiers = any(name.partition(",")[0] in TIERS for name in names)
+    order = list(dict.fromkeys([*(TIERS if tiers else (kind.title for kind in ARCHITECTURES.values())), *names]))
+    return {name: f"C{number}" for number, name in enumerate(order) if name in names}
+
+
+def _panels(rows, ylabel):
+    """A figure, and {(row, column): axis}."""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    columns.sort(key=[*TIERS, *columns].index)
+    shape = len(rows), len(columns)
+    size = max(3.3 * shape[1], 6), 3.1 * shape[0] + 0.8  # and the legend
+    figure, axes = plt.subplots(*shape, figsize=size, sharey="row", squeeze=False, layout="constrained")
+    for row, line in zip(rows, axes, strict=True):
+        line[0].set_ylabel(f"{row}\n{ylabel}", parse_math=False)  # data may be called "$"
+    for ax in axes.flat:
         ax.grid(alpha=0.3)
-    for ax in axes.flat[len(titles) :]:
-        ax.axis("off")
-    return figure, axes.flat[: len(titles)]
+    return figure, dict(zip(itertools.product(rows, columns), axes.flat, strict=True))
 
 
-def _with_one_legend(figure):
-    """The figure, closed, with every label of its panels once."""
-    labels: dict[str, Artist] = {}
-    for ax in figure.axes:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            labels.setdefault(label, handle)
-    names = sorted(labels)
-    figure.legend([labels[name] for name in names], names, loc="outside lower center", ncols=3, fontsize=8)
+def _closed(figure, handles):
+    """The figure, closed, with a legend in as many columns as it's wide enough for."""
+    columns = figure.get_figwidth() / (0.08 * max(map(len, handles)) + 0.6)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=max(1, int(columns)), fontsize=9)
     plt.close(figure)
     return figure

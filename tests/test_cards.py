@@ -24,7 +24,7 @@ def card(test=0.7, seed=0, tier="tuned", architecture="cct", val=(0.5, 0.72), ma
         "history": {"val_accuracy": list(val)},
         "best_epoch": int(np.argmax(val)) + 1,
         "metrics": {"val_accuracy": max(val), "test_accuracy": test},
-        "time": {"seconds": 100.0 + 20 * seed, "images_per_second": 400.0},
+        "time": {"seconds": 100.0 + 20 * seed},
         "hardware": {"processor": machine, "cores": 2, "accelerators": []},
         "started": f"2026-01-01T00:00:0{seed}+00:00",
     }
@@ -41,12 +41,12 @@ def test_cards_that_differ_in_more_than_the_seed_are_not_averaged():
     found[-1]["dataset"]["fingerprint"] = "e" * 64
     together = {name: [c["seed"] for c in group] for name, group in cards.groups(found).items()}
     assert together == {
-        ("cct", "baseline", WHERE): [3],
-        ("cct", "tuned", WHERE): [0, 1],
-        ("cct", "tuned, fingerprint eeeeeeee", WHERE): [6],
-        ("cct", "tuned, pad 0", WHERE): [4],
-        ("cct", "tuned", "cifar10, 15,000 training images, 5 epochs"): [5],
-        ("vit", "tuned", WHERE): [2],
+        ("CCT", "baseline", WHERE): [3],
+        ("CCT", "tuned", WHERE): [0, 1],
+        ("CCT", "tuned, fingerprint eeeeeeee", WHERE): [6],
+        ("CCT", "tuned, pad 0", WHERE): [4],
+        ("CCT", "tuned", "cifar10, 15,000 training images, 5 epochs"): [5],
+        ("ViT", "tuned", WHERE): [2],
     }
 
 
@@ -60,6 +60,16 @@ def test_what_is_special_follows_the_tiers_name_and_of_two_the_first_run_is_usua
     assert names == ["tuned", "tuned, pad 0"]
     names = [tier for _, tier, _ in cards.groups([card(seed=0, pad=0), card(seed=1), card(seed=2, flip=False)])]
     assert names == ["tuned", "tuned, flip False", "tuned, pad 0"]
+
+
+def test_what_is_special_is_so_in_all_settings_and_of_two_the_way_of_most_epochs_is_usual():
+    short, long = card(epochs=2, pad=0), card(seed=1, epochs=9)
+    other = card(seed=2, train=15000, limit=15000, epochs=9)
+    other["dataset"]["fingerprint"] = "e" * 64
+    names = {(tier, where.rpartition(", ")[2]) for _, tier, where in cards.groups([short, long])}
+    assert names == {("tuned", "9 epochs"), ("tuned, pad 0", "2 epochs")}
+    names = {tier for _, tier, _ in cards.groups([short, long, other])}
+    assert names == {"tuned", "tuned, pad 0"}, "pixels and their number are the setting's"
 
 
 def test_a_card_with_a_parameter_that_others_lack_has_its_own_name():
@@ -81,11 +91,17 @@ def test_cards_are_read_strictly(tmp_path):
     assert cards.load_cards(tmp_path / "nowhere") == []
 
 
-def test_table_gives_mean_spread_number_of_seeds_and_epochs():
-    shorter = [card(0.80, 0, "baseline", val=[0.5] * 4), card(0.80, 1, "baseline", val=[0.5] * 3)]
-    rows = cards.table([card(0.91, 0, val=[0.5] * 5), card(0.93, 1, val=[0.5] * 5), *shorter]).splitlines()
-    assert rows[2] == "| cct | baseline | cifar10 | 45,000 | 3–4 of 5 | 283,723 | 80.00 ± 0.00 | 2 |"
-    assert rows[3] == "| cct | tuned | cifar10 | 45,000 | 5 | 283,723 | 92.00 ± 1.41 | 2 |"
+def test_table_gives_mean_spread_number_of_seeds_and_epochs_best_first_for_each_data_set():
+    found = [card(0.80, seed, "baseline", val=[0.5] * epochs) for seed, epochs in enumerate((4, 3))]
+    found += [card(0.91, 0, val=[0.5] * 5), card(0.93, 1, val=[0.6] * 5), card(0.2, architecture="mine", val=[0.5] * 5)]
+    found[4]["dataset"]["name"] = "apples"
+    del found[4]["model"]["multiply_adds"]
+    counts = "283,723 | 31,000,000"
+    assert cards.table(found).splitlines()[2:] == [
+        "| mine | tuned | apples | 45,000 | 5 | 283,723 | – | 50.00 | 20.00 | 1 |",
+        f"| CCT | tuned | cifar10 | 45,000 | 5 | {counts} | 55.00 ± 7.07 | 92.00 ± 1.41 | 2 |",
+        f"| CCT | baseline | cifar10 | 45,000 | 3–4 of 5 | {counts} | 50.00 ± 0.00 | 80.00 ± 0.00 | 2 |",
+    ]
 
 
 def test_a_folders_name_tells_runs_apart():

@@ -99,7 +99,8 @@ def test_total_parameters_of_the_published_convmixer():
 
 def test_the_table_and_the_audit_say_what_was_counted():
     lines = cost.table("cct").splitlines()
-    assert lines[0].startswith("|  | mixes space |") and len(lines) == 2 + len(ARCHITECTURES)
+    assert lines[0].startswith("|  | mixes space |") and len(lines) == 2 + len(ARCHITECTURES) + 2
+    assert lines[-1].startswith("*Trainable parameters") and lines[-1].endswith("in the rest.*")
     (row,) = [line for line in lines if "**" in line]
     counted = cost.of(models.cct())
     numbers = [f"{counted[what][mixes]:,}" for what in counted for mixes in ("space", "channels")]

@@ -110,6 +110,12 @@ def test_mistakes_takes_few_and_classes_that_are_many_or_empty():
     assert len(pictures) == 2 and not matrix[1:].any() and not figure.axes[0].get_yticklabels()
 
 
+def test_influence_says_how_much_the_matrices_differ_without_their_diagonals():
+    first, second = np.array([[9.0, 1.0], [2.0, 9.0]]), np.array([[0.0, 3.0], [2.0, 0.0]])
+    figure = plots.influence(np.zeros((2, 4, 4, 3)), {"a": np.array([first, second])})
+    assert "they differ by 0.50" in [ax.get_xlabel() for ax in figure.axes]  # (2 + 0) / 2 over (1 + 2 + 3 + 2) / 4
+
+
 def test_curves_are_the_histories():
     history = {"loss": [2.0, 1.0], "val_loss": [2.2, 1.5], "accuracy": [0.2, 0.6], "val_accuracy": [0.1, 0.5]}
     losses, accuracies = plots.learning_curves({"a": {"history": history}}).axes
@@ -150,27 +156,40 @@ def test_similarity_is_one_at_the_place_itself_and_the_cosine_elsewhere(grid):
 
 
 def test_scatter_has_means_with_their_spread_in_a_panel_each():
-    panels = {"first": {"a baseline": (10, [1.0, 3.0]), "a tuned": (20, [4.0])}, "second": {"b tuned": (5, [6.0])}}
-    figure = plots.scatter(panels, "x", "y")
-    first, second = figure.axes
-    assert (first.get_title(), second.get_title()) == ("first", "second")
-    marks = {bar.get_label(): bar.lines[0] for ax in figure.axes for bar in ax.containers}
-    assert {name: tuple(mark.get_xydata()[0]) for name, mark in marks.items()} == {
-        "a baseline": (10, 2),
-        "a tuned": (20, 4),
-        "b tuned": (5, 6),
-    }
-    (bar,) = [c for c in first.containers if c.has_yerr]
+    rows = {"first": {"x": [("CCT", "baseline", 10, [1.0, 3.0]), ("CCT", "tuned", 20, [4.0])]}}
+    rows["second"] = {"x": [("gMLP", "tuned", 5, [6.0])], "z": [("new", "mine", 1, [0.0])]}
+    figure = plots.scatter(rows, "y")
+    assert [ax.get_xlabel() for ax in figure.axes] == ["x", "z"] * 2
+    assert [ax.get_ylabel() for ax in figure.axes] == ["first\ny", "", "second\ny", ""]
+    marks = [[bar.lines[0] for bar in ax.containers] for ax in figure.axes]
+    points = [[tuple(mark.get_xydata()[0]) for mark in panel] for panel in marks]
+    assert points == [[(10, 2), (20, 4)], [], [(5, 6)], [(1, 0)]]
+    (bar,) = [c for c in figure.axes[0].containers if c.has_yerr]
     np.testing.assert_allclose(bar.lines[2][0].get_segments()[0][:, 1], [2 - 2**0.5, 2 + 2**0.5])
-    assert marks["a baseline"].get_color() == marks["a tuned"].get_color() != marks["b tuned"].get_color()
-    assert marks["a baseline"].get_marker() != marks["a tuned"].get_marker() == marks["b tuned"].get_marker()
+    looks = [(mark.get_color(), mark.get_marker()) for panel in marks for mark in panel]
+    assert looks == [("C1", "D"), ("C1", "s"), ("C4", "s"), ("C6", "^")]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["CCT", "gMLP", "new", "baseline", "mine", "tuned"]
 
 
 def test_bands_are_means_with_their_spread():
-    runs = {"one": [[1.0, 2.0]], "three": [[1.0, 2.0], [2.0, 3.0, 9.0], [3.0, 4.0]]}
-    figure = plots.bands({("a", "x"): runs, ("b", "x"): {"one": [[0.0, 99.0]]}, ("a", "y"): runs}, "epoch", "y")
-    a, b, other = figure.axes
-    assert [list(line.get_ydata()) for line in a.lines] == [[1, 2], [2, 3]]
-    (band,) = a.collections
+    three = [[1.0, 2.0], [2.0, 3.0, 9.0], [3.0, 4.0]]
+    figure = plots.bands({"x": {"tuned": [("CCT", three)], "fast": [("CCT", [[0.0, 99.0]])]}, "y": {}}, "epoch", "y")
+    fast, tuned, *empty = figure.axes
+    assert [ax.get_title() for ax in figure.axes] == ["fast", "tuned"] * 2 and not any(ax.lines for ax in empty)
+    assert [list(ax.lines[0].get_ydata()) for ax in (fast, tuned)] == [[0, 99], [2, 3]]
+    (band,) = tuned.collections
     assert set(map(tuple, band.get_paths()[0].vertices)) == {(1, 1), (2, 2), (2, 4), (1, 3)}
-    assert a.get_ylim() == b.get_ylim() != other.get_ylim() and a.get_ylim()[1] > 99
+    assert fast.get_ylim() == tuned.get_ylim() != empty[0].get_ylim()
+
+
+@pytest.mark.parametrize(
+    ("names", "colors"),
+    [
+        (["ViT", "CCT", "new"], ["C5", "C1", "C6"]),
+        (["tuned, pad 0", "tuned", "fast, flip False"], ["C4", "C2", "C3"]),
+    ],
+)
+def test_networks_and_tiers_have_a_colour_of_their_own_and_other_names_the_next_ones(names, colors):
+    (ax,) = plots.bands({"x": {"tuned": [(name, [[1.0]]) for name in names]}}, "epoch", "y").axes
+    assert [line.get_color() for line in ax.lines] == colors
