@@ -1,0 +1,63 @@
+"""The site, by Sphinx: sources are Markdown and notebooks where they stand in the project, so that nothing is copied."""
+
+from pathlib import Path
+
+import patchlib
+
+ROOT = Path(__file__).parents[1]
+MATHJAX = ROOT / ".venv-site" / "node_modules" / "mathjax" / "es5" / "tex-svg.js"
+
+project = "patchlib"
+author = copyright = "The patchlib authors"
+version = release = patchlib.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autosummary", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+root_doc = "README"
+include_patterns = [
+    "docs/*.md",
+    "docs/api/*.rst",
+    "docs/guides/*.md",
+    "notebooks/*.ipynb",
+    "notebooks/tiers/README.md",
+    "results/README.md",
+    "results/weights/*.md",
+    "tools/README.md",
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+]
+exclude_patterns = [".*", "runs", "site", "docs/contents.md"]
+
+nb_execution_mode = "off"  # the stored outputs are shown; `make test` holds them against a run
+nb_render_markdown_format = "gfm"  # tables
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+highlight_language = "none"  # shell commands and file trees; cells and Python blocks say what they are
+templates_path = ["templates"]
+
+html_theme = "furo"
+html_title = "patchlib"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_extra_path = ["root"]
+html_show_sourcelink = False
+html_copy_source = False
+
+if MATHJAX.exists():
+    html_static_path.append(str(MATHJAX))
+    mathjax_path = MATHJAX.name
+else:
+    print("npm gave no MathJax: the site's formulas need a connection to be shown.")
+
+
+def setup(app):
+    app.connect("source-read", _with_contents)
+
+
+def _with_contents(app, document, source):
+    """The README is the front page, and there the site's contents are declared."""
+    if document == root_doc:
+        source[0] += Path(__file__).with_name("contents.md").read_text()
