@@ -42,7 +42,8 @@ mutants: .venv/ready  ## change the code in small ways and see what no test noti
 	$(PY) -m pip install --quiet --constraint constraints.txt cosmic-ray
 	$(PY) tools/mutants.py $$GIVEN_ARGS
 site: .venv-site/ready .venv-site/node_modules/mathjax  ## the project's pages, into site/
-	KERAS_BACKEND=jax .venv-site/bin/sphinx-build --quiet --fail-on-warning --keep-going --conf-dir docs \
+	rm -rf site docs/api
+	KERAS_BACKEND=jax .venv-site/bin/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env --conf-dir docs \
 		--doctree-dir .venv-site/doctrees . site
 browser: .venv/ready site  ## see in Chromium that the site is whole and that JupyterLab runs a notebook
 	$(PY) -m pip install --quiet --constraint constraints.txt playwright

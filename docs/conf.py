@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from docutils import nodes
+
 import patchlib
 
 ROOT = Path(__file__).parents[1]
@@ -55,9 +57,20 @@ else:
 
 def setup(app):
     app.connect("source-read", _with_contents)
+    app.connect("doctree-read", _with_descriptions)
 
 
 def _with_contents(app, document, source):
     """The README is the front page, and there the site's contents are declared."""
     if document == root_doc:
         source[0] += Path(__file__).with_name("contents.md").read_text()
+
+
+def _with_descriptions(app, doctree):
+    """A cell's figure is described by its section's title and the call that drew it."""
+    for cell in doctree.findall(nodes.container):
+        if cell.get("nb_element") != "cell_code":
+            continue
+        code = cell.next_node(nodes.literal_block).astext().strip().splitlines()[-1]
+        for image in cell.findall(nodes.image):
+            image["alt"] = f"{cell.parent.next_node(nodes.title).astext()}: {code}"
