@@ -1,9 +1,12 @@
 """The built site: whole, and readable in a browser, on a phone too. ``make browser`` builds and checks it."""
 
+import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import patchlib
 
@@ -72,3 +75,12 @@ def test_the_api_page_has_every_public_module():
     text = (ROOT / "docs" / "api.md").read_text()
     modules = {name for name in patchlib.__all__ if (ROOT / "patchlib" / name).with_suffix(".py").exists()} | {"layers"}
     assert modules == {line.strip().removeprefix("patchlib.") for line in text.splitlines() if line.startswith("   p")}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "guides").glob("*.md")), ids=lambda path: path.stem)
+def test_a_guides_code_runs(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.zeros((40, 50, 3), "uint8")).save("cat.png")
+    namespace = {}
+    for code in re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL):
+        exec(code, namespace)
