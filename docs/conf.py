@@ -38,7 +38,7 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 highlight_language = "none"  # shell commands and file trees; cells and Python blocks say what they are
-templates_path = ["templates"]
+templates_path = [str(Path(__file__).with_name("templates"))]  # absolute: they are looked for beside the sources
 
 html_theme = "furo"
 html_title = "patchlib"
