@@ -1,7 +1,10 @@
 """The site, by Sphinx: sources are Markdown and notebooks where they stand in the project, so that nothing is copied."""
 
+import inspect
 from pathlib import Path
 
+import keras
+import pydantic
 from docutils import nodes
 
 import patchlib
@@ -58,6 +61,8 @@ else:
 def setup(app):
     app.connect("source-read", _with_contents)
     app.connect("doctree-read", _with_descriptions)
+    app.connect("autodoc-process-signature", _own_signature)
+    app.connect("autodoc-process-docstring", _with_fields)
 
 
 def _with_contents(app, document, source):
@@ -74,3 +79,21 @@ def _with_descriptions(app, doctree):
         code = cell.next_node(nodes.literal_block).astext().strip().splitlines()[-1]
         for image in cell.findall(nodes.image):
             image["alt"] = f"{cell.parent.next_node(nodes.title).astext()}: {code}"
+
+
+def _own_signature(app, what, name, thing, options, signature, result):
+    """A layer's is that of ``__init__``, which Keras hides; a schema's fields have lines of their own."""
+    if what == "class" and issubclass(thing, pydantic.BaseModel):
+        return "", None
+    if what == "class" and issubclass(thing, keras.Layer):
+        whole = inspect.signature(thing.__init__)
+        return str(whole.replace(parameters=list(whole.parameters.values())[1:])), None
+    return signature, result
+
+
+def _with_fields(app, what, name, thing, options, lines):
+    """A schema's docstring lists the fields that it adds, with their defaults."""
+    if what == "class" and issubclass(thing, pydantic.BaseModel):
+        own = {name: field for name, field in thing.model_fields.items() if name in thing.__annotations__}
+        told = {name: f": {field.description}" if field.description else "" for name, field in own.items()}
+        lines += ["", *(f"- ``{name} = {field.default!r}``{told[name]}" for name, field in own.items()), ""]
