@@ -18,7 +18,15 @@ def lab(tmp_path_factory, chromium):
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
     (folder / "results").symlink_to(ROOT / "results")
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port=0", "--expose-app-in-browser"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        "--port=0",
+        "--expose-app-in-browser",
+    ]
     command += ["--ServerApp.ip=127.0.0.1", "--IdentityProvider.token=", folder / "notebooks"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
