@@ -1,4 +1,4 @@
-"""The site, by Sphinx: sources are Markdown and notebooks where they stand in the project, so that nothing is copied."""
+"""The site, by Sphinx: its sources are Markdown and notebooks where they stand in the project, so nothing is copied."""
 
 import inspect
 from pathlib import Path
