@@ -9,7 +9,7 @@ $(foreach name,$(GIVEN),$(eval export GIVEN_$(name) := $$(value $(name))))
 unexport $(GIVEN)
 PYTEST := -m pytest --numprocesses 2 --dist
 
-.PHONY: help run full test lab refresh bench bite mutants siege lock
+.PHONY: help run full test lab refresh bench bite mutants siege site browser lock
 help:  ## what there is
 	@sed -nE 's/^([a-z]+):[^#]*## /\1\t/p' Makefile | expand -t 10
 
@@ -44,6 +44,13 @@ mutants: .venv/ready  ## change the code in small ways and see what no test noti
 	$(PY) tools/mutants.py $$GIVEN_ARGS
 siege: .venv/ready  ## kill runs, cut the power, fill the disk, make up bad input, and count: half an hour
 	$(PY) tools/siege.py
+site: .venv-site/ready .venv-site/node_modules/mathjax  ## the project's pages, into site/
+	rm -rf site docs/api
+	KERAS_BACKEND=jax .venv-site/bin/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env --conf-dir docs \
+		--doctree-dir .venv-site/doctrees . site
+browser: .venv/ready site  ## see in Chromium that the site is whole and that JupyterLab runs a notebook
+	$(PY) -m pip install --quiet --constraint constraints.txt playwright
+	$(PY) -m pytest tests/test_site.py tests/test_lab.py
 lock: .venv/ready  ## choose newer versions of everything
 	$(PY) -m pip install --quiet uv
 	$(PY) -m uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 --all-extras \
@@ -52,7 +59,10 @@ lock: .venv/ready  ## choose newer versions of everything
 .venv/ready: EXTRAS := tensorflow,notebooks,export,test
 .venv-jax/ready: EXTRAS := jax,test
 .venv-torch/ready: EXTRAS := pytorch
-.venv/ready .venv-jax/ready .venv-torch/ready: pyproject.toml constraints.txt
+.venv-site/ready: EXTRAS := jax,site
+.venv/ready .venv-jax/ready .venv-torch/ready .venv-site/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --retries 2 --disable-pip-version-check --constraint constraints.txt --editable .[$(EXTRAS)]
 	@touch $@
+.venv-site/node_modules/mathjax: .venv-site/ready
+	-npm install --silent --no-save --prefix .venv-site mathjax@3.2.2

@@ -19,6 +19,19 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(sys.prefix, "com
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
+@pytest.fixture(scope="session")
+def chromium():
+    """A browser, by Playwright."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="there's no Playwright here: see `make browser`")
+    with sync_api.sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
+        except sync_api.Error as error:
+            pytest.skip(f"there's no Chromium here: install Debian's package of that name ({error.message[:80]})")
+        yield browser
+        browser.close()
+
+
 def pytest_configure(config):
     if hasattr(config.option, "nbval"):
         config.option.nbval_current_env = True  # a kernel of this environment, whatever the notebook's metadata name
