@@ -13,6 +13,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import filelock
@@ -75,7 +76,13 @@ def precision(parameters: RunParameters, folder: Path) -> str:
     return cards.progress(folder).get("run", {}).get("dtype_policy") or machine.precision()
 
 
-def train(model: keras.Model, data: Data, recipe: Recipe, run_dir: str | os.PathLike) -> dict:
+def train(
+    model: keras.Model,
+    data: Data,
+    recipe: Recipe,
+    run_dir: str | os.PathLike,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> dict:
     """Train a model, keep its best weights by validation, evaluate them once on the test images, write the run card.
 
     After each epoch a checkpoint is written into ``run_dir``. If ``run_dir`` holds an interrupted run of the same
@@ -86,6 +93,7 @@ def train(model: keras.Model, data: Data, recipe: Recipe, run_dir: str | os.Path
         data: see ``patchlib.load_data``.
         recipe: a ``Recipe``, or the parameters of a whole run, which are a recipe too.
         run_dir: the run's own folder; made if need be.
+        callbacks: Keras', TensorBoard's, MLflow's ..., see ``training.epochs``. A checkpoint keeps nothing of them.
 
     Returns:
         The run card, as written to ``run.json``.
@@ -106,12 +114,12 @@ def train(model: keras.Model, data: Data, recipe: Recipe, run_dir: str | os.Path
     try:
         with filelock.FileLock(folder / ".lock", timeout=0):
             _refuse_finished(folder)  # once more: another process may just have finished it
-            return _train(model, data, recipe, folder)
+            return _train(model, data, recipe, folder, callbacks)
     except filelock.Timeout:
         raise RunError(f"{folder} is in use by another process: choose another run_dir, or wait for it.") from None
 
 
-def _train(model, data, recipe, folder):
+def _train(model, data, recipe, folder, callbacks):
     for leftover in folder.glob(f"{CHECKPOINT}*.partial"):  # of a process that was killed
         shutil.rmtree(leftover)
     for name in (CARD, MODEL, PREDICTIONS):
@@ -123,7 +131,7 @@ def _train(model, data, recipe, folder):
     print(*notes, sep="\n")
     if progress.epoch:
         print(f"continuing after epoch {progress.epoch} of {recipe.epochs}")
-    for _ in training.epochs(model, data, recipe, progress):
+    for _ in training.epochs(model, data, recipe, progress, callbacks):
         _checkpoint(folder, progress, {"run": identity, "started": started, "notes": notes})
         if not sys.stderr.isatty():
             print(cards.epoch_line(progress.history, progress.epoch - 1, recipe.epochs), flush=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from test_training import RECIPE, changed, small_model, tiny
+from test_training import RECIPE, Recorder, changed, small_model, tiny
 
 from patchlib import cards, evaluation, models, runs, training
 from patchlib.data import Data, Split
@@ -282,6 +282,13 @@ def test_an_interrupted_run_resumes_to_the_same_end(tmp_path, monkeypatch, build
     for a, b in zip(whole.get_weights(), fresh.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     assert card["metrics"] == expected["metrics"]
+
+
+def test_callbacks_hear_the_true_numbers_of_the_epochs_when_a_run_goes_on(tmp_path, monkeypatch):
+    stop(tmp_path, monkeypatch, small_model())
+    recorder = Recorder()
+    runs.train(small_model(), tiny(), RECIPE, tmp_path, callbacks=[recorder])
+    assert [event[1] for event in recorder.events if event[0] == "epoch"] == [1, 2]
 
 
 def test_another_run_in_the_folder_is_named(tmp_path, monkeypatch):
