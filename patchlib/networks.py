@@ -9,9 +9,12 @@ import os
 import zipfile
 from pathlib import Path
 
+import numpy as np
+
 from patchlib import layers  # noqa: F401, registers the layers with Keras
 from patchlib.backend import keras
 from patchlib.cards import CARD, MODEL
+from patchlib.data import Data
 from patchlib.files import user_path
 from patchlib.parameters import shown
 
@@ -53,6 +56,48 @@ def load_model(source: str | os.PathLike) -> keras.Model:
     with zipfile.ZipFile(path) as archive:
         model.card = json.loads(archive.read(CARD)) if CARD in archive.namelist() else None
     return model
+
+
+def start_from(model: keras.Model, source: str | os.PathLike, data: Data) -> None:
+    """Give a model the weights of a trained one, as ``load_model`` takes it, before it's trained further.
+
+    Where the classes are others, the head is new. It starts as a linear probe, a logistic regression from what the
+    trained network makes of the training images to their classes: a random one would at first spoil what the network
+    knows (Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", 2022,
+    section 3.4).
+
+    Raises:
+        ValueError: there's no such network, or it has other layers or sizes than the model.
+    """
+    known, head = load_model(source), model.get_layer("head")
+    same = known.card is not None and known.card["dataset"].get("classes") == list(data.classes)
+    pairs = [_sizes(model, same), _sizes(known, same)]
+    if changed := [path for path in pairs[0] | pairs[1] if pairs[0].get(path) != pairs[1].get(path)]:
+        there, here = (sizes.get(changed[0], "missing") for sizes in reversed(pairs))
+        raise ValueError(
+            f"init_from: {source} doesn't fit the model, {changed[0]} is {there} there and {here} here; accepted: a "
+            "network of the same architecture, sizes and image_size."
+        )
+    for layer in model.layers:
+        if same or layer is not head:
+            layer.set_weights(known.get_layer(layer.name).get_weights())
+    if not same:
+        _probe(keras.Model(model.inputs, head.input), head, data.train)
+
+
+def _sizes(model, with_head):
+    return {w.path: w.shape for w in model.weights if with_head or not w.path.startswith("head/")}
+
+
+def _probe(features, head, train):
+    from sklearn.linear_model import LogisticRegression  # here, because scikit-learn takes a second to import
+
+    probe = LogisticRegression(max_iter=1000).fit(features.predict(train.images, verbose=0), train.labels)
+    kernel, bias = (np.zeros(weight.shape) for weight in head.get_weights())
+    # Of two classes scikit-learn has the second one's numbers alone.
+    kernel[:, probe.classes_[-len(probe.coef_) :]] = probe.coef_.T
+    bias[probe.classes_[-len(probe.coef_) :]] = probe.intercept_
+    head.set_weights([kernel, bias])
 
 
 def published() -> list[str]:

@@ -101,7 +101,7 @@ def train(
     Raises:
         RunError: ``run_dir`` holds a finished run, another run's checkpoint, is in use by another process, or can't be
             written into.
-        ValueError: the model doesn't fit the data.
+        ValueError: the model doesn't fit the data, or the network that ``recipe.init_from`` names.
         FloatingPointError: the loss is no longer a finite number.
     """
     if model.input_shape[1:] != data.input_shape or model.output_shape[-1] != data.num_classes:
@@ -131,6 +131,8 @@ def _train(model, data, recipe, folder, callbacks):
     print(*notes, sep="\n")
     if progress.epoch:
         print(f"continuing after epoch {progress.epoch} of {recipe.epochs}")
+    elif recipe.init_from:
+        networks.start_from(model, recipe.init_from, data)
     for _ in training.epochs(model, data, recipe, progress, callbacks):
         _checkpoint(folder, progress, {"run": identity, "started": started, "notes": notes})
         if not sys.stderr.isatty():

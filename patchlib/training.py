@@ -187,7 +187,7 @@ def epochs(
     state = [*model.variables, *model.optimizer.variables]
     if progress.epoch:
         _assign(state, progress.state)
-    elif recipe.whiten:
+    elif recipe.whiten and not recipe.init_from:
         models.whiten(model, data.train.images, recipe.seed)
     with tqdm(
         initial=progress.epoch * steps, total=recipe.epochs * steps, unit="step", disable=not sys.stderr.isatty()

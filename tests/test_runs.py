@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from test_training import RECIPE, Recorder, changed, small_model, tiny
 
-from patchlib import cards, evaluation, models, runs, training
+from patchlib import cards, evaluation, models, networks, runs, training
 from patchlib.data import Data, Split
 from patchlib.parameters import ConvMixer, Recipe
 
@@ -289,6 +289,23 @@ def test_callbacks_hear_the_true_numbers_of_the_epochs_when_a_run_goes_on(tmp_pa
     recorder = Recorder()
     runs.train(small_model(), tiny(), RECIPE, tmp_path, callbacks=[recorder])
     assert [event[1] for event in recorder.events if event[0] == "epoch"] == [1, 2]
+
+
+def test_a_run_starts_from_a_trained_network_once(tmp_path, monkeypatch):
+    runs.train(small_model(seed=1), tiny(), RECIPE, tmp_path / "known")
+    known = networks.load_model(tmp_path / "known")
+    asked, here = [], tmp_path / "run"
+    monkeypatch.setattr(networks, "start_from", lambda *arguments: asked.append(arguments[1]))
+    monkeypatch.setattr(models, "whiten", lambda *_: pytest.fail("it starts from a trained network"))
+    recipe = changed(init_from=str(tmp_path / "known"), whiten=True)
+    stop(here, monkeypatch, small_model(), recipe=recipe)
+    runs.train(small_model(), tiny(), recipe, here)
+    assert asked == [str(tmp_path / "known")]
+    monkeypatch.undo()
+    model = small_model()
+    networks.start_from(model, tmp_path / "known", tiny())
+    for before, after in zip(known.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
 
 
 def test_another_run_in_the_folder_is_named(tmp_path, monkeypatch):
