@@ -219,6 +219,7 @@ class RunParameters(Recipe):
     validation: Literal["stratified", "first", "last"] = Field(
         "stratified", description="which tenth of train validates; first and last are CIFAR's alone"
     )
+    tensorboard: bool = Field(False, description="write TensorBoard's event files into the run's folder")
     run_dir: str = Field("", description="the run's own folder; empty: a new one below runs/")
 
     @pydantic.model_validator(mode="after")

@@ -6,6 +6,7 @@ Every file appears whole or not at all, the card last but one thing: then the ch
 import contextlib
 import datetime
 import hashlib
+import importlib.util
 import inspect
 import json
 import os
@@ -124,6 +125,8 @@ def _train(model, data, recipe, folder, callbacks):
         shutil.rmtree(leftover)
     for name in (CARD, MODEL, PREDICTIONS):
         files.partial(folder / name).unlink(missing_ok=True)
+    if getattr(recipe, "tensorboard", False):
+        callbacks = [*callbacks, _tensorboard(folder)]
     identity = _identity(model, data, recipe)
     progress, started = _resume(folder, identity, model)
     steps = training.count_steps(data.train, recipe)
@@ -147,6 +150,13 @@ def _train(model, data, recipe, folder, callbacks):
         for checkpoint in cards.checkpoints(folder):
             files.discard_folder(checkpoint)
     return card
+
+
+def _tensorboard(folder):
+    for name in ("tensorboard", "tensorflow"):  # by which Keras writes the files, on JAX too
+        if importlib.util.find_spec(name) is None:
+            raise RunError(f"tensorboard: received True, and {name} isn't installed: pip install {name}.")
+    return keras.callbacks.TensorBoard(str(folder / "tensorboard"), write_graph=False)
 
 
 def _identity(model, data, recipe):

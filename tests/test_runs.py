@@ -1,4 +1,5 @@
 import datetime
+import importlib.util
 import json
 import os
 import re
@@ -289,6 +290,27 @@ def test_callbacks_hear_the_true_numbers_of_the_epochs_when_a_run_goes_on(tmp_pa
     recorder = Recorder()
     runs.train(small_model(), tiny(), RECIPE, tmp_path, callbacks=[recorder])
     assert [event[1] for event in recorder.events if event[0] == "epoch"] == [1, 2]
+
+
+def test_tensorboard_gets_every_epoch_when_a_run_goes_on(tmp_path, monkeypatch):
+    import tensorflow as tf
+    from tensorflow.core.util import event_pb2
+
+    monkeypatch.chdir(tmp_path)
+    recipe = ConvMixer(**RECIPE.model_dump(), tensorboard=True)
+    stop(tmp_path / "run", monkeypatch, small_model(), recipe=recipe)
+    runs.train(small_model(), tiny(), recipe, tmp_path / "run")
+    files = sorted(map(str, (tmp_path / "run" / "tensorboard" / "validation").iterdir()))
+    events = [event_pb2.Event.FromString(record.numpy()) for record in tf.data.TFRecordDataset(files)]
+    tags = [(value.tag, event.step) for event in events for value in event.summary.value]
+    assert [step for tag, step in tags if tag == "epoch_accuracy"] == [0, 1, 2]
+
+
+def test_without_tensorboard_a_run_that_wants_it_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    recipe = ConvMixer(**RECIPE.model_dump(), tensorboard=True)
+    with pytest.raises(cards.RunError, match="tensorboard isn't installed: pip install tensorboard"):
+        runs.train(small_model(), tiny(), recipe, tmp_path)
 
 
 def test_a_run_starts_from_a_trained_network_once(tmp_path, monkeypatch):
