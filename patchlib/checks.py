@@ -90,7 +90,9 @@ def recipe(model: keras.Model, data: Data, parameters: Recipe) -> None:
         print("mirrored in every second epoch")
     if parameters.start_size:
         print("pixels a side, epoch by epoch:", *training.sides(data.train, parameters))
-    if parameters.whiten:
+    if parameters.init_from:
+        print("the weights start from", parameters.init_from)
+    elif parameters.whiten:
         print("the first layer starts from whitened patches")
     print("each batch:", batches.mix)
 

@@ -10,8 +10,11 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from patchlib import cards
 from patchlib.cards import CARD, MODEL
+from patchlib.data import Data
 from patchlib.files import user_path
 from patchlib.parameters import brief, shown
 
@@ -96,6 +99,50 @@ def classes(model: "keras.Model") -> list[str]:
 def temperature(model: "keras.Model") -> float:
     """What a model's logits are divided by for probabilities, by its card; 1, if it has none."""
     return (getattr(model, "card", None) or {}).get("calibration", {}).get("temperature", 1.0)
+
+
+def start_from(model: "keras.Model", source: str | os.PathLike, data: Data) -> None:
+    """Give a model the weights of a trained one, as ``load_model`` takes it, before it's trained further.
+
+    Where the classes are others, the head is new. It starts as a linear probe, a logistic regression from what the
+    trained network makes of the training images to their classes: a random one would at first spoil what the network
+    knows (Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", 2022,
+    section 3.4).
+
+    Raises:
+        ModelError: there's no such network, or it has other layers or sizes than the model.
+    """
+    from patchlib.backend import keras
+
+    known, head = load_model(source), model.get_layer("head")
+    same = known.card is not None and known.card["dataset"].get("classes") == list(data.classes)
+    pairs = [_sizes(model, same), _sizes(known, same)]
+    if changed := [path for path in pairs[0] | pairs[1] if pairs[0].get(path) != pairs[1].get(path)]:
+        there, here = (sizes.get(changed[0], "missing") for sizes in reversed(pairs))
+        raise ModelError(
+            f"init_from: {source} doesn't fit the model, {changed[0]} is {there} there and {here} here; accepted: a "
+            "network of the same architecture, sizes and image_size."
+        )
+    for layer in model.layers:
+        if same or layer is not head:
+            layer.set_weights(known.get_layer(layer.name).get_weights())
+    if not same:
+        _probe(keras.Model(model.inputs, head.input), head, data.train)
+
+
+def _sizes(model, with_head):
+    return {w.path: w.shape for w in model.weights if with_head or not w.path.startswith("head/")}
+
+
+def _probe(features, head, train):
+    from sklearn.linear_model import LogisticRegression  # here, because scikit-learn takes a second to import
+
+    probe = LogisticRegression(max_iter=1000).fit(features.predict(train.images, verbose=0), train.labels)
+    kernel, bias = (np.zeros(weight.shape) for weight in head.get_weights())
+    # Of two classes scikit-learn has the second one's numbers alone.
+    kernel[:, probe.classes_[-len(probe.coef_) :]] = probe.coef_.T
+    bias[probe.classes_[-len(probe.coef_) :]] = probe.intercept_
+    head.set_weights([kernel, bias])
 
 
 def published() -> list[str]:

@@ -160,6 +160,7 @@ class Recipe(_Checked):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     ema: float = Field(0.0, ge=0, lt=1, description="momentum of the weights' moving average; 0 turns it off")
     whiten: bool = Field(False, description="start the first layer from the training images' whitened patches")
+    init_from: str = Field("", description="a trained network to start from: its name, a run's folder, a .keras file")
     start_size: int = Field(
         0, ge=0, description="pixels a side of training images in the first epoch, growing to their own; 0: their own"
     )
@@ -231,6 +232,7 @@ class RunParameters(Recipe):
     validation: Literal["stratified", "first", "last"] = Field(
         "stratified", description="which tenth of train validates; first and last are CIFAR's alone"
     )
+    tensorboard: bool = Field(False, description="write TensorBoard's event files into the run's folder")
     run_dir: str = Field("", description="the run's own folder; empty: a new one below runs/")
 
     def least_weights(self, patches: int) -> int:

@@ -6,6 +6,7 @@ Every file appears whole or not at all, the card last but one thing: then the ch
 import contextlib
 import datetime
 import hashlib
+import importlib.util
 import inspect
 import json
 import os
@@ -13,6 +14,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import filelock
@@ -75,7 +77,13 @@ def precision(parameters: RunParameters, folder: Path) -> str:
     return cards.progress(folder).get("run", {}).get("dtype_policy") or machine.precision()
 
 
-def train(model: keras.Model, data: Data, recipe: Recipe, run_dir: str | os.PathLike) -> dict:
+def train(
+    model: keras.Model,
+    data: Data,
+    recipe: Recipe,
+    run_dir: str | os.PathLike,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> dict:
     """Train a model, keep its best weights by validation, evaluate them once on the test images, write the run card.
 
     After each epoch a checkpoint is written into ``run_dir``. If ``run_dir`` holds an interrupted run of the same
@@ -86,6 +94,7 @@ def train(model: keras.Model, data: Data, recipe: Recipe, run_dir: str | os.Path
         data: see ``patchlib.load_data``.
         recipe: a ``Recipe``, or the parameters of a whole run, which are a recipe too.
         run_dir: the run's own folder; made if need be.
+        callbacks: Keras', TensorBoard's, MLflow's ..., see ``training.epochs``. A checkpoint keeps nothing of them.
 
     Returns:
         The run card, as written to ``run.json``.
@@ -93,7 +102,7 @@ def train(model: keras.Model, data: Data, recipe: Recipe, run_dir: str | os.Path
     Raises:
         RunError: ``run_dir`` holds a finished run, another run's checkpoint, is in use by another process, or can't be
             written into.
-        ValueError: the model doesn't fit the data.
+        ValueError: the model doesn't fit the data, or the network that ``recipe.init_from`` names.
         FloatingPointError: the loss is no longer a finite number.
     """
     if model.input_shape[1:] != data.input_shape or model.output_shape[-1] != data.num_classes:
@@ -106,17 +115,19 @@ def train(model: keras.Model, data: Data, recipe: Recipe, run_dir: str | os.Path
     try:
         with filelock.FileLock(folder / ".lock", timeout=0):
             _refuse_finished(folder)  # once more: another process may just have finished it
-            return _train(model, data, recipe, folder)
+            return _train(model, data, recipe, folder, callbacks)
     except filelock.Timeout:
         raise RunError(f"{folder} is in use by another process: choose another run_dir, or wait for it.") from None
 
 
-def _train(model, data, recipe, folder):
+def _train(model, data, recipe, folder, callbacks):
     for leftover in folder.glob(f"{CHECKPOINT}*.partial"):  # of a process that was killed
         shutil.rmtree(leftover)
     for name in (CARD, MODEL, PREDICTIONS):
         files.partial(folder / name).unlink(missing_ok=True)
     (folder / SUMS).unlink(missing_ok=True)  # of a run whose card somebody has removed
+    if getattr(recipe, "tensorboard", False):
+        callbacks = [*callbacks, _tensorboard(folder)]
     identity = _identity(model, data, recipe)
     progress, started = _resume(folder, identity, model)
     steps = training.count_steps(data.train, recipe)
@@ -124,7 +135,9 @@ def _train(model, data, recipe, folder):
     print(*notes, sep="\n")
     if progress.epoch:
         print(f"continuing after epoch {progress.epoch} of {recipe.epochs}")
-    for _ in training.epochs(model, data, recipe, progress):
+    elif recipe.init_from:
+        networks.start_from(model, recipe.init_from, data)
+    for _ in training.epochs(model, data, recipe, progress, callbacks):
         _checkpoint(folder, progress, {"run": identity, "started": started, "notes": notes})
         if not sys.stderr.isatty():
             print(cards.epoch_line(progress.history, progress.epoch - 1, recipe.epochs), flush=True)
@@ -138,6 +151,13 @@ def _train(model, data, recipe, folder):
         for checkpoint in cards.checkpoints(folder):
             files.discard_folder(checkpoint)
     return card
+
+
+def _tensorboard(folder):
+    for name in ("tensorboard", "tensorflow"):  # by which Keras writes the files, on JAX too
+        if importlib.util.find_spec(name) is None:
+            raise RunError(f"tensorboard: received True, and {name} isn't installed: pip install {name}.")
+    return keras.callbacks.TensorBoard(str(folder / "tensorboard"), write_graph=False)
 
 
 def _identity(model, data, recipe):

@@ -8,7 +8,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -159,12 +159,22 @@ def few_steps(split: Split, recipe: Recipe) -> list[str]:
     return sentences
 
 
-def epochs(model: keras.Model, data: Data, recipe: Recipe, progress: Progress) -> Iterator[Progress]:
+def epochs(
+    model: keras.Model,
+    data: Data,
+    recipe: Recipe,
+    progress: Progress,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> Iterator[Progress]:
     """Train from where ``progress`` stands to the recipe's last epoch, yielding after each.
 
     After the last one the model holds the weights of the best epoch, by validation (``recipe.select_by``); with an EMA
     those are averages, with BatchNorm statistics of their own. An epoch of smaller images is validated at their size,
     and gives way to any of larger ones. The test images are never looked at.
+
+    ``callbacks`` are called as by one ``fit`` over all epochs, with the numbers that these have in the whole run; after
+    an epoch they get its row of ``progress.history``, and find the weights that were validated. They may end training
+    by ``model.stop_training``.
 
     Raises:
         FloatingPointError: the loss is no longer a finite number.
@@ -177,16 +187,22 @@ def epochs(model: keras.Model, data: Data, recipe: Recipe, progress: Progress) -
     state = [*model.variables, *model.optimizer.variables]
     if progress.epoch:
         _assign(state, progress.state)
-    elif recipe.whiten:
+    elif recipe.whiten and not recipe.init_from:
         models.whiten(model, data.train.images, recipe.seed)
     with tqdm(
         initial=progress.epoch * steps, total=recipe.epochs * steps, unit="step", disable=not sys.stderr.isatty()
     ) as bar:
         tick = keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, logs: bar.update())
-        callbacks = [keras.callbacks.TerminateOnNaN(), tick]
+        all_along = keras.callbacks.CallbackList([*callbacks, tick], model=model, epochs=recipe.epochs, steps=steps)
+        each_step = keras.callbacks.LambdaCallback(
+            on_train_batch_begin=all_along.on_train_batch_begin, on_train_batch_end=all_along.on_train_batch_end
+        )
+        model.stop_training = False
+        all_along.on_train_begin()
         for epoch in range(progress.epoch, recipe.epochs):
-            if out_of_patience(progress.history.get("val_loss", []), recipe.patience):
+            if model.stop_training or out_of_patience(progress.history.get("val_loss", []), recipe.patience):
                 break
+            all_along.on_epoch_begin(epoch)
             if recipe.schedule == "plateau":
                 factor = optimizers.plateau_factor(progress.history.get("val_loss", []))
                 optimizers.set_rate(model, recipe, factor)
@@ -194,7 +210,8 @@ def epochs(model: keras.Model, data: Data, recipe: Recipe, progress: Progress) -
             bar.set_description(f"epoch {epoch + 1}/{recipe.epochs}")
             start = time.perf_counter()
             trained = sized[grown[epoch]]
-            fitted = trained.fit(batches, shuffle=False, verbose=0, callbacks=callbacks).history
+            in_fit = [keras.callbacks.TerminateOnNaN(), each_step]
+            fitted = trained.fit(batches, shuffle=False, verbose=0, callbacks=in_fit).history
             row = {"loss": fitted["loss"][0], "accuracy": fitted["accuracy"][0], "seconds": time.perf_counter() - start}
             row["learning_rate"] = float(model.optimizer.learning_rate)  # at the end of the epoch, as Keras logs it
             row["side"] = grown[epoch]
@@ -209,10 +226,12 @@ def epochs(model: keras.Model, data: Data, recipe: Recipe, progress: Progress) -
                 progress.history.setdefault(name, []).append(value)
             if _best(progress.history, recipe.select_by) == epoch:
                 progress.best_epoch, progress.best_weights = epoch, model.get_weights()
+            all_along.on_epoch_end(epoch, row)
             if recipe.ema:
                 _assign(state, progress.state)
             bar.set_postfix(loss=f"{row['loss']:.3f}", val_accuracy=f"{row['val_accuracy']:.4f}")
             yield progress
+        all_along.on_train_end()
     if recipe.schedule == "plateau":
         optimizers.set_rate(model, recipe, 1.0)  # as compiled
     model.set_weights(progress.best_weights)

@@ -5,14 +5,17 @@ import os
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 
 import keras
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
 from test_cards import card
 
 from patchlib import cards, models, networks
+from patchlib.data import Data, Split
 
 CARD = card()
 
@@ -144,3 +147,62 @@ def test_a_file_that_carries_code_is_refused(tmp_path):
     model.save(tmp_path / "model.keras")
     with pytest.raises(ValueError, match="arbitrary code execution"):
         networks.load_model(tmp_path)
+
+
+def other_classes(names=("even", "odd")):
+    """Images whose class is how bright they are, as ``small`` takes them."""
+    images = np.random.default_rng(1).integers(0, 100, (40, 32, 32, 3), dtype="uint8")
+    labels = np.arange(40) % len(names)
+    images += (60 * labels).astype("uint8")[:, None, None, None]
+    split = Split(images, labels)
+    return Data("bright", split, split, split, names, "bright")
+
+
+def start(tmp_path):
+    """A saved network of cats and dogs, and the path that it has."""
+    keras.utils.set_random_seed(1)
+    known = models.convmixer(num_classes=2, dim=8, depth=1)
+    networks.save(known, CARD | {"dataset": CARD["dataset"] | {"classes": ["cat", "dog"]}}, tmp_path / "known.keras")
+    return known, tmp_path / "known.keras"
+
+
+def test_with_the_same_classes_a_model_starts_as_the_trained_one(tmp_path):
+    data = other_classes(("cat", "dog"))
+    known, path = start(tmp_path)
+    model = models.convmixer(num_classes=2, dim=8, depth=1)
+    networks.start_from(model, path, data)
+    for before, after in zip(known.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize("names", [("even", "odd"), ("dark", "grey", "bright")])
+def test_with_other_classes_the_head_starts_as_a_linear_probe(tmp_path, names):
+    data = other_classes(names)
+    known, path = start(tmp_path)
+    model = models.convmixer(num_classes=len(names), dim=8, depth=1)
+    networks.start_from(model, path, data)
+    for layer in model.layers[:-1]:
+        for before, after in zip(known.get_layer(layer.name).get_weights(), layer.get_weights(), strict=True):
+            np.testing.assert_array_equal(before, after)
+    features = keras.Model(model.inputs, model.get_layer("head").input).predict(data.train.images, verbose=0)
+    probe = LogisticRegression(max_iter=1000).fit(features, data.train.labels)
+    shares = keras.ops.softmax(model.predict(data.train.images, verbose=0))
+    np.testing.assert_allclose(shares, probe.predict_proba(features), atol=1e-3)
+
+
+def test_a_class_without_training_images_keeps_a_head_of_zeros(tmp_path):
+    model = models.convmixer(num_classes=3, dim=8, depth=1)
+    data = other_classes(("even", "odd"))
+    networks.start_from(model, start(tmp_path)[1], replace(data, classes=("even", "odd", "none")))
+    kernel, bias = model.get_layer("head").get_weights()
+    assert not kernel[:, 2].any() and not bias[2] and kernel[:, :2].any()
+
+
+def test_a_network_of_other_sizes_is_refused_in_a_sentence(tmp_path):
+    path = start(tmp_path)[1]
+    for arguments, words in (
+        ({"dim": 16, "depth": 1}, r"stem/embed/kernel is \(2, 2, 3, 8\) there and \(2, 2, 3, 16\) here"),
+        ({"dim": 8, "depth": 2}, "block_1/depthwise/kernel is missing there"),
+    ):
+        with pytest.raises(ValueError, match=f"init_from: .*known.keras doesn't fit the model, {words}"):
+            networks.start_from(models.convmixer(num_classes=2, **arguments), path, other_classes())

@@ -1,4 +1,5 @@
 import datetime
+import importlib.util
 import json
 import re
 import shlex
@@ -7,9 +8,9 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from test_training import RECIPE, changed, small_model, tiny
+from test_training import RECIPE, Recorder, changed, small_model, tiny
 
-from patchlib import cards, evaluation, models, runs, training
+from patchlib import cards, evaluation, models, networks, runs, training
 from patchlib.data import Data, Split
 from patchlib.parameters import ConvMixer, Recipe
 
@@ -281,6 +282,51 @@ def test_an_interrupted_run_resumes_to_the_same_end(tmp_path, monkeypatch, build
     for a, b in zip(whole.get_weights(), fresh.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     assert card["metrics"] == expected["metrics"]
+
+
+def test_callbacks_hear_the_true_numbers_of_the_epochs_when_a_run_goes_on(tmp_path, monkeypatch):
+    stop(tmp_path, monkeypatch, small_model())
+    recorder = Recorder()
+    runs.train(small_model(), tiny(), RECIPE, tmp_path, callbacks=[recorder])
+    assert [event[1] for event in recorder.events if event[0] == "epoch"] == [1, 2]
+
+
+def test_tensorboard_gets_every_epoch_when_a_run_goes_on(tmp_path, monkeypatch):
+    import tensorflow as tf
+    from tensorflow.core.util import event_pb2
+
+    monkeypatch.chdir(tmp_path)
+    recipe = ConvMixer(**RECIPE.model_dump(), tensorboard=True)
+    stop(tmp_path / "run", monkeypatch, small_model(), recipe=recipe)
+    runs.train(small_model(), tiny(), recipe, tmp_path / "run")
+    files = sorted(map(str, (tmp_path / "run" / "tensorboard" / "validation").iterdir()))
+    events = [event_pb2.Event.FromString(record.numpy()) for record in tf.data.TFRecordDataset(files)]
+    tags = [(value.tag, event.step) for event in events for value in event.summary.value]
+    assert [step for tag, step in tags if tag == "epoch_accuracy"] == [0, 1, 2]
+
+
+def test_without_tensorboard_a_run_that_wants_it_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    recipe = ConvMixer(**RECIPE.model_dump(), tensorboard=True)
+    with pytest.raises(cards.RunError, match="tensorboard isn't installed: pip install tensorboard"):
+        runs.train(small_model(), tiny(), recipe, tmp_path)
+
+
+def test_a_run_starts_from_a_trained_network_once(tmp_path, monkeypatch):
+    runs.train(small_model(seed=1), tiny(), RECIPE, tmp_path / "known")
+    known = networks.load_model(tmp_path / "known")
+    asked, here = [], tmp_path / "run"
+    monkeypatch.setattr(networks, "start_from", lambda *arguments: asked.append(arguments[1]))
+    monkeypatch.setattr(models, "whiten", lambda *_: pytest.fail("it starts from a trained network"))
+    recipe = changed(init_from=str(tmp_path / "known"), whiten=True)
+    stop(here, monkeypatch, small_model(), recipe=recipe)
+    runs.train(small_model(), tiny(), recipe, here)
+    assert asked == [str(tmp_path / "known")]
+    monkeypatch.undo()
+    model = small_model()
+    networks.start_from(model, tmp_path / "known", tiny())
+    for before, after in zip(known.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
 
 
 def test_another_run_in_the_folder_is_named(tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import io
+import itertools
 import re
 import sys
 
@@ -118,6 +119,56 @@ def test_the_first_epoch_and_a_first_evaluation_see_every_image_once():
     ):
         model.compile(keras.optimizers.SGD(0.0), cross_entropy, metrics=["accuracy"])
         assert measure() == pytest.approx(expected, rel=1e-5)
+
+
+class Recorder(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.events = []
+
+    def on_train_begin(self, logs=None):
+        self.events.append("begin")
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.events.append(("epoch", epoch))
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.events.append(("step", batch, "loss" in logs))
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.events.append(("ended", epoch, logs["val_accuracy"]))
+
+    def on_train_end(self, logs=None):
+        self.events.append("end")
+
+
+def test_callbacks_are_called_as_by_one_fit():
+    recorder, model, progress = Recorder(), small_model(), training.Progress()
+    list(training.epochs(model, tiny(), changed(start_size=2), progress, [recorder]))
+    accuracies = progress.history["val_accuracy"]
+    steps = [("step", step, True) for step in range(4)]
+    told = [[("epoch", epoch), *steps, ("ended", epoch, accuracies[epoch])] for epoch in range(3)]
+    assert recorder.events == ["begin", *itertools.chain(*told), "end"] and recorder.model is model
+    assert recorder.params == {"epochs": 3, "steps": 4}
+
+
+def test_a_callback_may_end_training():
+    stop = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: setattr(stop.model, "stop_training", True))
+    for model in [small_model()] * 2:  # the second time as the first
+        progress = training.Progress()
+        list(training.epochs(model, tiny(), RECIPE, progress, [stop]))
+        assert progress.epoch == 1
+
+
+def test_a_callback_sees_the_weights_that_were_validated():
+    seen, data = [], tiny()
+    look = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.append((training.evaluate(look.model, data.validation), logs))
+    )
+    list(training.epochs(small_model(), data, changed(ema=0.5), training.Progress(), [look]))
+    assert len(seen) == 3
+    for there, logs in seen:
+        assert there["loss"] == pytest.approx(logs["val_loss"], rel=1e-5)
 
 
 def test_a_run_out_of_patience_ends_early():
