@@ -282,8 +282,9 @@ def _panels(rows, ylabel):
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     columns.sort(key=[*TIERS, *columns].index)
     shape = len(rows), len(columns)
-    size = max(3.3 * shape[1], 6), 3.1 * shape[0] + 0.8  # and the legend
-    figure, axes = plt.subplots(*shape, figsize=size, sharey="row", squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        *shape, figsize=(max(3.3 * shape[1], 6), 3.2 * shape[0]), sharey="row", squeeze=False, layout="constrained"
+    )
     for row, line in zip(rows, axes, strict=True):
         line[0].set_ylabel(f"{row}\n{ylabel}", parse_math=False)  # data may be called "$"
     for ax in axes.flat:
@@ -292,8 +293,9 @@ def _panels(rows, ylabel):
 
 
 def _closed(figure, handles):
-    """The figure, closed, with a legend in as many columns as it's wide enough for."""
-    columns = figure.get_figwidth() / (0.08 * max(map(len, handles)) + 0.6)
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=max(1, int(columns)), fontsize=9)
+    """The figure, closed, with a legend in as many columns as it's wide enough for, and higher by its lines."""
+    columns = max(1, int(figure.get_figwidth() / (0.08 * max(map(len, handles)) + 0.6)))
+    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(handles) // columns) + 0.2)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, fontsize=9)
     plt.close(figure)
     return figure
