@@ -69,7 +69,8 @@ def at_size(model: keras.Model, side: int) -> keras.Model:
             raise ValueError(f"{model.name} takes no images of {side} pixels a side: its weights belong to positions.")
     images = keras.Input((side, side, model.input_shape[-1]), name="images")
     try:
-        return keras.models.clone_model(model, images, clone_function=lambda layer: layer)
+        bare = keras.Model(model.inputs[0], model.outputs[0], name=model.name)  # loaded, it has lists of them
+        return keras.models.clone_model(bare, images, clone_function=lambda layer: layer)
     except ValueError as error:
         raise ValueError(f"{model.name} takes no images of {side} pixels a side: a layer refuses them.") from error
 

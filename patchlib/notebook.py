@@ -49,12 +49,12 @@ def where_it_is_wrong(data: Data, folder: Path) -> Figure:
 def full_runs(card: dict, folder: str = "../results") -> Figure:
     """Show the full runs of a card's architecture as a table, their ablations if there are any, and their curves.
 
-    They are the run cards below ``folder``; for a run on one's own data it's that run itself.
+    They are the run cards below ``folder``. For a run on one's own data, or where there are none yet, it's that run.
     """
     from IPython.display import Markdown, display  # here, because without Jupyter it needn't be installed
 
-    own = card["dataset"]["name"] not in NAMES
-    found = [card] if own else cards.load_cards(folder, architecture=card["architecture"])
+    full = cards.load_cards(folder, architecture=card["architecture"]) if card["dataset"]["name"] in NAMES else []
+    found = full or [card]
     groups = cards.groups(found)
     display(Markdown(cards.table(found)))
     changes = compare.ingredients(groups)

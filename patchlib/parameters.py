@@ -281,7 +281,7 @@ class ConvMixer(RunParameters):
     """Parameters of ``notebooks/convmixer.ipynb``; the model's are those of ``patchlib.models.convmixer``."""
 
     title: ClassVar = "ConvMixer"
-    smoke: ClassVar = "4160579a"
+    smoke: ClassVar = "14e2e883"
     mixers: ClassVar = ("depthwise convolution", "pointwise convolution")
     standardize: ClassVar = False
     dim: Size = 256
@@ -299,7 +299,7 @@ class CCT(RunParameters):
     """Parameters of ``notebooks/cct.ipynb``; the model's are those of ``patchlib.models.cct``."""
 
     title: ClassVar = "CCT"
-    smoke: ClassVar = "36b8bb36"
+    smoke: ClassVar = "938930d2"
     mixers: ClassVar = ("attention, convolutions in the tokenizer", "MLP")
     standardize: bool = Field(  # type: ignore[misc]  # elsewhere it's the architecture's, here the recipe's
         False, description="pixels enter less their mean, over their standard deviation; else over 255"
@@ -342,7 +342,7 @@ class MLPMixer(_Patches):
     """Parameters of ``notebooks/mlp_mixer.ipynb``; the model's are those of ``patchlib.models.mlp_mixer``."""
 
     title: ClassVar = "MLP-Mixer"
-    smoke: ClassVar = "63151f3e"
+    smoke: ClassVar = "0bf0fc52"
     mixers: ClassVar = ("MLP over positions, the same for every image", "MLP")
     any_size: ClassVar = False
     tokens_dim: Size = 64
@@ -358,7 +358,7 @@ class FNet(_Patches):
     """Parameters of ``notebooks/fnet.ipynb``; the model's are those of ``patchlib.models.fnet``."""
 
     title: ClassVar = "FNet"
-    smoke: ClassVar = "017f756a"
+    smoke: ClassVar = "cfc3ae04"
     mixers: ClassVar = ("Fourier transform, no weights", "the same transform, MLP")
     hidden_dim: Size = 256
     norm: Literal["backward", "ortho"] = Field("backward", description="of the Fourier transform, as in numpy.fft")
@@ -371,7 +371,7 @@ class GMLP(_Patches):
     """Parameters of ``notebooks/gmlp.ipynb``; the model's are those of ``patchlib.models.gmlp``."""
 
     title: ClassVar = "gMLP"
-    smoke: ClassVar = "051b88b6"
+    smoke: ClassVar = "507a3c5d"
     mixers: ClassVar = ("one matrix over positions, as a gate", "linear layers around the gate")
     any_size: ClassVar = False
     hidden_dim: int = Field(512, ge=2, multiple_of=2)
@@ -387,7 +387,7 @@ class ViT(RunParameters):
     """Parameters of ``notebooks/vit.ipynb``; the model's are those of ``patchlib.models.vit``."""
 
     title: ClassVar = "ViT"
-    smoke: ClassVar = "70e921c6"
+    smoke: ClassVar = "a7af5085"
     mixers: ClassVar = ("attention", "MLP")
     standardize: ClassVar = True
     patch_size: Size = 4

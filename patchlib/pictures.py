@@ -68,7 +68,7 @@ def find_pictures(folder: Path) -> tuple[list[Path], Counter[str]]:
 
 
 def expand(words: Iterable[str | os.PathLike]) -> list[Path]:
-    """The files meant by paths, folders and patterns such as "photos/**/*.jpg", each once.
+    """The files meant by paths, folders and patterns such as ``photos/**/*.jpg``, each once.
 
     A folder stands for the pictures below it. Whether the other files are pictures isn't looked at.
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from patchlib import cards, data
+from patchlib import cards, data, networks
 from patchlib.files import PathError, user_path
 from patchlib.parameters import ARCHITECTURES, ParameterError, RunParameters, nearest, shown
 
@@ -55,6 +55,8 @@ def plan(asked: argparse.Namespace) -> list[Run]:
             values = smoke | _tier(notebooks / "tiers", architecture, tier) | given
             if isinstance(values.get("dataset"), str):
                 values["dataset"] = data_set(values["dataset"], local=asked.scheduler is None)
+            if values.get("init_from") and asked.scheduler is None:
+                values["init_from"] = _network(values["init_from"])
             for seed in seeds:
                 try:
                     parameters = kind(**values | {"seed": seed, "run_dir": ""})
@@ -127,6 +129,15 @@ def _tier(folder, architecture, tier):
     known = [path.stem.removeprefix(f"{architecture}-") for path in sorted(folder.glob(f"{architecture}-*.yaml"))]
     _refuse_unknown(f"tier of {architecture}", tier, ["smoke", *known])
     return {} if tier == "smoke" else yaml.safe_load((folder / f"{architecture}-{tier}.yaml").read_text())
+
+
+def _network(name):
+    """A trained network's name, or its path as the notebook understands it, which is executed elsewhere."""
+    try:
+        path = networks.locate(name)
+    except (networks.ModelError, PathError) as error:
+        raise UsageError(f"init_from: {error}") from None
+    return name if name in networks.published() else str(path.absolute())
 
 
 def data_set(name: str, local: bool = True) -> str:

@@ -267,10 +267,9 @@ def _now():
 
 def _refuse_finished(folder):
     if cards.finished(folder):
-        card = cards.load_card(folder)
+        accuracy = cards.load_card(folder)["metrics"]["test_accuracy"]
         raise RunError(
-            f"{folder} holds a finished run (test accuracy {card['metrics']['test_accuracy']:.4f}, finished "
-            f"{card['finished']}): choose another run_dir, or remove it."
+            f"{folder} holds a finished run (test accuracy {accuracy:.4f}): choose another run_dir, or remove it."
         )
 
 

@@ -206,3 +206,8 @@ def test_a_network_of_other_sizes_is_refused_in_a_sentence(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"init_from: .*known.keras doesn't fit the model, {words}"):
             networks.start_from(models.convmixer(num_classes=2, **arguments), path, other_classes())
+
+
+def test_a_loaded_network_can_be_had_at_another_size(tmp_path):
+    network = networks.load_model(start(tmp_path)[1])
+    assert models.at_size(network, 24)(np.zeros((1, 24, 24, 3))).shape == (1, 2)

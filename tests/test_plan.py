@@ -25,6 +25,16 @@ def test_what_is_planned(tmp_path, monkeypatch):
     assert planned("cct").popitem()[1].parameters.dim == 48  # of the notebook's own cell
 
 
+def test_a_network_to_start_from_is_found_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.keras").touch()
+    for given, kept in (("cct-cifar10", "cct-cifar10"), ("run", str(tmp_path / "run" / "model.keras"))):
+        assert planned("cct", "--set", f"init_from={given}").popitem()[1].parameters.init_from == kept
+    with pytest.raises(plan.UsageError, match="init_from: no model: received 'cct-cifar11', accepted: .*cct-cifar10"):
+        planned("cct", "--set", "init_from=cct-cifar11")
+
+
 def test_data_sets_of_one_name_have_two_folders_and_absolute_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a/photos", "b/photos"):
