@@ -77,7 +77,7 @@ def locate(source: str | os.PathLike) -> Path:
         source: a name of ``published()`` such as "cct-cifar10", a run's folder, or a ``.keras`` file.
 
     Raises:
-        ModelError: there is no such network.
+        ModelError: there is no such network, or the file is no zip archive, which a Keras model is.
     """
     path = user_path(source)
     if str(source) in published():
@@ -87,6 +87,8 @@ def locate(source: str | os.PathLike) -> Path:
     if not path.is_file():
         names = f"a trained network ({', '.join(published())}), " if published() else ""
         raise ModelError(f"no model: received {shown(str(source))}, accepted: {names}a run's folder or a .keras file.")
+    if not zipfile.is_zipfile(path):
+        raise ModelError(f"{shown(str(path))} isn't a Keras model (it's no zip archive).")
     return path
 
 

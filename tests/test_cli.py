@@ -112,7 +112,7 @@ def test_help_is_there_at_once():
     assert printed.startswith("usage: patchlib") and printed.endswith("False\n")
 
 
-@pytest.mark.parametrize("command", ["run", "predict", "evaluate"])
+@pytest.mark.parametrize("command", ["run", "predict", "evaluate", "export"])
 def test_every_commands_help_has_an_example_that_is_a_command(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main([command, "--help"])
@@ -137,8 +137,8 @@ def model(tmp_path_factory):
     """The folder of a run that knows three classes."""
     keras.utils.set_random_seed(0)
     folder = tmp_path_factory.mktemp("run")
-    card = {"dataset": {"classes": NAMES}, "calibration": {"temperature": 0.5}}
-    networks.save(models.convmixer((16, 16, 3), 3, dim=8, depth=1), card, folder / "model.keras")
+    known = card() | {"dataset": card()["dataset"] | {"classes": NAMES}, "calibration": {"temperature": 0.5}}
+    networks.save(models.convmixer((16, 16, 3), 3, dim=8, depth=1), known, folder / "model.keras")
     return str(folder)
 
 
@@ -167,7 +167,7 @@ def test_predict_writes_a_line_for_each_picture_and_one_on_stderr_for_a_broken_o
         words = [word for name, share in answer.items() for word in (f"{share:.1%}", name)]
         assert line.split() == [path, *words]
     broken, count = error.splitlines()
-    assert "photos/broken.png can't be read" in broken and count == "1 of 7 pictures can't be read"
+    assert "'photos/broken.png' can't be read" in broken and count == "1 of 7 pictures can't be read"
 
 
 def test_predict_takes_pictures_folders_and_patterns_each_picture_once(model, photos, capsys):
@@ -195,7 +195,7 @@ def test_csv_and_json_hold_what_classify_says(model, photos, capsys):
     ("words", "said"),
     [
         ("predict cct-cifar11 photos", ["no model", "'cct-cifar11'", "cct-cifar10"]),
-        ("predict photos/notes.txt photos", ["notes.txt isn't a Keras model"]),
+        ("predict photos/notes.txt photos", ["notes.txt' isn't a Keras model"]),
         ("predict cct-cifar10 photos/a.png nowhere", ["'nowhere'", "no such file or folder"]),
         ("predict cct-cifar10 photos/*.tif", ["'photos/*.tif'", "no file of that pattern"]),
         ("predict cct-cifar10 empty", ["empty has no picture"]),
@@ -222,7 +222,7 @@ def test_what_keras_cannot_load_is_said_in_a_sentence(photos, capsys, tmp_path):
     np.savez(tmp_path / "weights.keras.npz", np.zeros(3))
     assert cli.main(["predict", "weights.keras.npz", "photos"]) == 2
     output, error = capsys.readouterr()
-    assert "weights.keras.npz can't be loaded (" in error and (output, error.count("\n")) == ("", 1)
+    assert "weights.keras.npz' isn't a Keras model (" in error and (output, error.count("\n")) == ("", 1)
 
 
 @pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt, 130), (OSError(28, "No space left"), 1)])

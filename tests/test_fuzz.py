@@ -147,17 +147,11 @@ def test_a_card_can_be_compared_or_is_refused(fuzz):
                 found = cards.load_cards(folder)
             except cards.RunError as error:
                 return sentence(error)
-        settings = compare.by_setting(found)
+        groups = cards.groups(found)
         assert cards.table(found).count("\n") >= 2
-        for summary in (
-            compare.coverage,
-            compare.leaderboard,
-            compare.steps,
-            compare.ingredients,
-            compare.selection_bias,
-        ):
-            summary(settings)
-        compare.curves(settings)
+        for summary in (compare.summary, compare.steps, compare.ingredients, compare.selection_bias, compare.curves):
+            summary(groups)
+        compare.costs(groups, Path("nowhere"))
 
 
 def damaged(content, place, cut):

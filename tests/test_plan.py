@@ -1,5 +1,7 @@
 """What the command line asks for, as runs with folders and checked parameters."""
 
+import zipfile
+
 import pytest
 
 from patchlib import cli, plan
@@ -28,7 +30,7 @@ def test_what_is_planned(tmp_path, monkeypatch):
 def test_a_network_to_start_from_is_found_before_anything_starts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "model.keras").touch()
+    zipfile.ZipFile(tmp_path / "run" / "model.keras", "w").close()
     for given, kept in (("cct-cifar10", "cct-cifar10"), ("run", str(tmp_path / "run" / "model.keras"))):
         assert planned("cct", "--set", f"init_from={given}").popitem()[1].parameters.init_from == kept
     with pytest.raises(plan.UsageError, match="init_from: no model: received 'cct-cifar11', accepted: .*cct-cifar10"):

@@ -80,7 +80,7 @@ def test_a_top_that_makes_no_sense_is_refused(top):
 def test_a_broken_picture_stops_classify_and_not_the_stream(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     given = [*some(2), tmp_path / "broken.png", *some(1)]
-    with pytest.raises(DataError, match=r"broken\.png can't be read"):
+    with pytest.raises(DataError, match=r"broken\.png' can't be read"):
         patchlib.classify(Means(), given)
     kinds = [type(answer) for answer in prediction.answers(Means(), given)]
     assert kinds == [dict, dict, DataError, dict]

@@ -151,7 +151,12 @@ BUGS = {
     "images never grow": ("training.py", "sized[grown[epoch]]", "model", "convmixer"),
     "an epoch of small images is the best": ("training.py", "if side == sides[-1]]", "]", "convmixer"),
     "mirrored alike in all epochs": ("augment.py", "started ^ (epoch % 2 == 1)", "started", "convmixer"),
-    "whitened again on resuming": ("training.py", "    elif recipe.whiten:", "    if recipe.whiten:", "convmixer"),
+    "whitened again on resuming": (
+        "training.py",
+        "    elif recipe.whiten and",
+        "    if recipe.whiten and",
+        "convmixer",
+    ),
     "whitened by the variances": ("models.py", "np.sqrt(variances + epsilon)", "(variances + epsilon)", "convmixer"),
     "shrunk by leaving pixels out": (
         "augment.py",

@@ -1,7 +1,7 @@
 """Run notebooks in place and keep what is the same on every run: ``python tools/refresh.py notebooks/*.ipynb``.
 
 This is the only way in which stored outputs change. Streams on stderr, timing and the Python version are left out, so
-that two refreshes in a row leave no difference. The tables of the README, and the README of the tiers, are written
+that two refreshes in a row leave no difference. The tables of the READMEs, and the README of the tiers, are written
 along with them.
 """
 
@@ -22,7 +22,7 @@ from nbclient import NotebookClient
 from patchlib import cards, files, markdown
 from patchlib.parameters import ARCHITECTURES
 
-OF_A_RUN = {"tier", "image_size", "limit", "seed", "run_dir"}
+OF_A_RUN = {"tier", "image_size", "init_from", "limit", "seed", "tensorboard", "run_dir"}
 ROOT = Path(__file__).parents[1]
 TIERS = ROOT / "notebooks" / "tiers"
 
@@ -49,20 +49,28 @@ def refresh(path: Path) -> None:
 
 def readme(text: str) -> str:
     """The project's README with its tables, and the sentence on them, as cards and measurements have them."""
-    measured = {what: json.loads((ROOT / "tools" / "results" / f"{what}.json").read_text())[what] for what in _MEASURED}
-    found = cards.load_cards(ROOT / "results")
-    tables = {
-        "## Results": publish.overview(found, bench.EXAMPLES, measured["time_to_accuracy"]),
-        "**Every published accuracy": bench.accuracy_summary(measured["time_to_accuracy"]),
-        "**A step**": bench.summary(measured["compare"]),
-    }
-    for mark, table in tables.items():
-        old = re.search(rf"{re.escape(mark)}.*?\n\n(\|.*?\|)\n\n", text, re.DOTALL)
-        text = text[: old.start(1)] + table + text[old.end(1) :]
+    found, timed = cards.load_cards(ROOT / "results"), _measured("time_to_accuracy")
+    text = _with_table(text, "## Results", publish.overview(found, bench.EXAMPLES, timed))
+    text = _with_table(text, "**Every published accuracy", bench.accuracy_summary(timed))
     start, end = text.index("At no more parameters"), text.index("\n\n", text.index("At no more parameters"))
     rest = text[start:end].replace("\n", " ").split(" publish. ", 1)[1]
     sentence = f"{publish.headline(found, bench.EXAMPLES)} {rest}"
     return text[:start] + textwrap.fill(sentence, 120, break_on_hyphens=False, break_long_words=False) + text[end:]
+
+
+def tools_readme(text: str) -> str:
+    """The README of the tools with its table, as measurements have it."""
+    return _with_table(text, "**A step**", bench.summary(_measured("compare")))
+
+
+def _measured(what):
+    return json.loads((ROOT / "tools" / "results" / f"{what}.json").read_text())[what]
+
+
+def _with_table(text, mark, table):
+    """The text with another table in place of the first one after a mark."""
+    old = re.search(rf"{re.escape(mark)}.*?\n\n(\|.*?\|)\n\n", text, re.DOTALL)
+    return text[: old.start(1)] + table + text[old.end(1) :]
 
 
 def tiers_readme() -> str:
@@ -100,7 +108,6 @@ def _tiers_table(columns, example):
     return markdown.table(["", *columns], rows) + "\n"
 
 
-_MEASURED = ("compare", "time_to_accuracy")
 _ABOUT_TIERS = """# Tiers
 
 A tier is a file of parameters for one notebook. `baseline` is the published Keras example as its numbers were made,
@@ -111,7 +118,8 @@ each baseline equals its example, or that the difference is declared below.
 
 
 if __name__ == "__main__":
-    (ROOT / "README.md").write_text(readme((ROOT / "README.md").read_text()))
+    for path, written in ((ROOT / "README.md", readme), (ROOT / "tools" / "README.md", tools_readme)):
+        path.write_text(written(path.read_text()))
     (TIERS / "README.md").write_text(tiers_readme())
     for name in sys.argv[1:]:
         with tempfile.TemporaryDirectory() as runs:
