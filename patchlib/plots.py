@@ -190,9 +190,10 @@ def mistakes(images, found: dict[str, list]) -> Figure:
     if len(classes) <= 20:
         left.set_xticks(range(len(classes)), classes, rotation="vertical")
         left.set_yticks(range(len(classes)), classes)
-    confidence, accuracy, _ = zip(*found["calibration"][1:], strict=True)
+    confidence, accuracy, answers = zip(*found["calibration"][1:], strict=True)
     right.plot([0, 1], [0, 1], "--", color="grey", label="as sure as right")
-    right.plot(confidence, accuracy, marker=".", label="this network")
+    sizes = 10 + 400 * np.array(answers) / sum(answers)
+    right.scatter(confidence, accuracy, sizes, label="this network, larger for more answers")
     right.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     right.grid(alpha=0.3)
     right.legend()

@@ -93,8 +93,11 @@ def test_mistakes_shows_confusion_calibration_and_the_surest_wrong_answers():
     counts = np.array([[((labels == i) & (predicted == j)).sum() for j in range(3)] for i in range(3)])
     np.testing.assert_allclose(matrix, counts / counts.sum(axis=1, keepdims=True))
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["a", "b", "c"]
-    curve = figure.axes[1].lines[1].get_xydata()
-    np.testing.assert_array_equal(curve, [row[:2] for row in found["calibration"][1:]])
+    (bins,) = figure.axes[1].collections
+    np.testing.assert_array_equal(bins.get_offsets(), [row[:2] for row in found["calibration"][1:]])
+    assert (np.diff(bins.get_sizes()) > 0).tolist() == (
+        np.diff([row[2] for row in found["calibration"][1:]]) > 0
+    ).tolist()
     wrong = found["mistakes"][1:17]
     np.testing.assert_array_equal(pictures, [images[row[0]] for row in wrong])
     titles = [ax.get_title() for ax in figure.axes[2:]]
