@@ -167,7 +167,8 @@ def _predict(asked):
         elif asked.json:
             print(json.dumps({"path": name, "classes": answer}))
         else:
-            print(f"{name:{width}}", *(f"{share:6.1%} {label:{longest}}" for label, share in answer.items()), sep="  ")
+            shares = [f"{share:6.1%} {label:{longest}}" for label, share in answer.items()]
+            print("  ".join([f"{name:{width}}", *shares]).rstrip())
     if broken:
         print(f"{broken} of {len(paths)} pictures can't be read", file=sys.stderr)
     return 1 if broken else 0
