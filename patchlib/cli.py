@@ -255,8 +255,8 @@ def _export(asked):
     from patchlib import networks, plan
 
     networks.locate(asked.model)
-    name = Path(asked.model).absolute().name.removesuffix(".keras")
-    path = _writable("--out", asked.out or f"{name}{_ENDINGS[asked.to]}")
+    name = Path(asked.model).absolute().name.removesuffix(".keras") + _ENDINGS[asked.to]
+    path = _writable("--out", asked.out or name)
     from patchlib import exporting
 
     try:

@@ -42,7 +42,7 @@ def test_onnx_runtime_gives_the_networks_logits(tmp_path, name):
     session = onnxruntime.InferenceSession(tmp_path / "network.onnx")
     agree(model, lambda images: session.run(None, {"images": images})[0])
     notes = session.get_modelmeta().custom_metadata_map
-    assert {key: json.loads(note) for key, note in notes.items()} == NOTES | {"name": name, "image_shape": [*SHAPE]}
+    assert {key: json.loads(note) for key, note in notes.items()} == NOTES | {"image_shape": [*SHAPE]}
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
