@@ -87,7 +87,7 @@ def test_other_logits_are_refused_with_the_difference_and_leave_nothing(tmp_path
 
 
 def test_a_converter_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    def export(model, file, **options):
+    def export(model, file, form, **options):
         file.write_bytes(b"half")
         raise NotImplementedError("no such operation")
 
