@@ -1,8 +1,7 @@
-"""Trained networks for other programs: ONNX, LiteRT and TensorFlow's SavedModel.
+"""Trained networks for other programs: ONNX, LiteRT and TensorFlow's SavedModel, by Keras' ``Model.export``.
 
-Keras' ``Model.export`` writes them, on TensorFlow. They take images as float32 (N, height, width, channels), 0 to 255,
-red first, any number at a time, and give logits (N, classes). With them, as ONNX' metadata or else as
-``metadata.json``, goes what a program has to know besides.
+They take images as float32 (N, height, width, channels), 0 to 255, red first, any number at a time, and give logits
+(N, classes). ONNX' metadata, and elsewhere ``metadata.json``, say what a program has to know besides.
 """
 
 import importlib.util
@@ -73,32 +72,18 @@ def export(model: keras.Model, to: str, path: str | os.PathLike) -> float:
 
 
 def _convert(model, keras_format, opened, file):
-    """Write the file; return how far its logits are from the network's.
-
-    On a processor: a GPU would round what goes into matrix products.
-    """
-    with keras.device("cpu"), quiet():
+    """Write the file; return the largest difference between a logit of it and of the network."""
+    with keras.device("cpu"), quiet():  # a GPU would round what goes into matrix products
         network, images = _in_float32(model), _crops(*model.input_shape[1:])
         expected = network.predict(images, verbose=0)
         inputs = keras.Input(images.shape[1:], name="images")
         with kernels.plain():
             outputs = network(inputs, training=False)  # not left out, or Resizing would switch dropout on
-            form = {"format": keras_format, "input_signature": [inputs], "verbose": False}
-            keras.Model(inputs, outputs).export(file, **form)
-        run = opened(file, _notes(model))
+            keras.Model(inputs, outputs).export(file, keras_format, verbose=False, input_signature=[inputs])
+        notes = {"image_shape": images.shape[1:], "image_range": (0, 255), "classes": networks.classes(model)}
+        run = opened(file, notes | {"temperature": networks.temperature(model)})
         logits = np.concatenate([run(batch) for batch in np.split(images, (1, 2, 3))])
     return float(np.abs(logits - expected).max())
-
-
-def _notes(model):
-    """What a program has to know besides: an image's shape and range, the classes, and the temperature of the card."""
-    return {
-        "name": model.name,
-        "image_shape": model.input_shape[1:],
-        "image_range": (0, 255),
-        "classes": networks.classes(model),
-        "temperature": networks.temperature(model),
-    }
 
 
 def _in_float32(model):
@@ -115,13 +100,12 @@ def _in_float32(model):
 def _crops(height, width, channels):
     """Three parts of each of two photographs: float32 (6, height, width, channels)."""
     side = max(height, width)
-    photographs = pictures.photographs(2 * side)
-    crops = [photo[at : at + height, at : at + width] for photo in photographs for at in (0, side // 2, side)]
+    starts, photographs = (0, side // 2, side), pictures.photographs(2 * side)
+    crops = [photo[at : at + height, at : at + width] for photo in photographs for at in starts]
     return np.stack(crops)[..., np.arange(channels) % 3].astype("float32")
 
 
 def _onnx(file, notes):
-    """Put the notes into the file; return the function that runs it."""
     import onnx
     import onnxruntime
 
@@ -133,17 +117,15 @@ def _onnx(file, notes):
 
 
 def _litert(file, notes):
-    """The same. LiteRT's place for other files is a zip archive at the end."""
     from ai_edge_litert.interpreter import Interpreter
 
-    with zipfile.ZipFile(file, "a") as archive:
+    with zipfile.ZipFile(file, "a") as archive:  # at the end of the file, LiteRT's place for others
         archive.writestr("metadata.json", json.dumps(notes))
     run = Interpreter(model_content=file.read_bytes()).get_signature_runner()
     return lambda images: run(images=images)["output_0"]
 
 
 def _saved_model(folder, notes):
-    """The same."""
     import tensorflow as tf
 
     (folder / "metadata.json").write_text(json.dumps(notes))
@@ -151,7 +133,7 @@ def _saved_model(folder, notes):
     return lambda images: network.serve(images).numpy()
 
 
-# {name: (Keras' name, what has to be installed, what opens it)}
+# {name: (Keras' name, what has to be installed, what adds the notes and returns the function that runs the file)}
 _FORMATS = {
     "onnx": ("onnx", ("onnx", "onnxruntime", "tf2onnx"), _onnx),
     "litert": ("litert", ("ai_edge_litert",), _litert),

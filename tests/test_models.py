@@ -42,6 +42,17 @@ def test_the_same_weights_serve_images_of_another_size(name, side):
     assert {id(w) for w in other.weights} == {id(w) for w in model.weights}
 
 
+@pytest.mark.jax
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_plain_operations_give_the_same_logits(name):
+    model = getattr(models, name)(depth=1, dim=8)
+    reference.randomize(model)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3))
+    fast = model(images, training=False)
+    with kernels.plain():
+        np.testing.assert_allclose(model(images, training=False), fast, atol=1e-5)
+
+
 def test_weights_that_belong_to_positions_serve_no_other_size():
     for build in (models.mlp_mixer, models.gmlp):
         with pytest.raises(ValueError, match="takes no images of 16 pixels a side: its weights belong"):

@@ -21,10 +21,7 @@ _plain = contextvars.ContextVar("plain", default=False)
 
 @contextlib.contextmanager
 def plain():
-    """What is traced within it is made of operations that every format for export has.
-
-    That's Keras' own, but for GELU, whose erfc ONNX lacks, and the Fourier transform, which becomes matrix products.
-    """
+    """What is traced within it can be exported: no compiled function, no complementary error function, no FFT."""
     before = _plain.set(True)
     try:
         yield

@@ -2,7 +2,7 @@
 
 import math
 
-import numpy as np
+from scipy import linalg
 
 from patchlib.backend import ops
 
@@ -13,15 +13,9 @@ def gelu(x):
 
 
 def fourier(x):
-    """The real part of the transform by its definition, as matrix products of cosines and sines of both axes."""
-    (cos_rows, sin_rows), (cos_columns, sin_columns) = map(_waves, x.shape[1:])
-    return cos_rows @ (x @ cos_columns) - sin_rows @ (x @ sin_columns)
-
-
-def _waves(length):
-    """Cosines and sines (length, length), a row for each frequency."""
-    turns = np.outer(np.arange(length), np.arange(length)) % length / length  # whole ones would cost digits
-    return np.cos(2 * math.pi * turns).astype("float32"), np.sin(2 * math.pi * turns).astype("float32")
+    """The real part of the transform by its definition: matrix products with the cosines and sines of both axes."""
+    rows, columns = (linalg.dft(length).astype("complex64") for length in x.shape[1:])
+    return rows.real @ (x @ columns.real) - rows.imag @ (x @ columns.imag)
 
 
 def turned(kernel):
