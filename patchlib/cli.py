@@ -51,6 +51,14 @@ def _parser():
     return parser
 
 
+def _command(commands, do, what, more, example, codes):
+    ends = f"Example: patchlib {example}. Exit code: {codes}, 2 wrong usage, 130 interrupted."
+    name, description = do.__name__.removeprefix("_"), f"{what} {more}".rstrip()
+    command = commands.add_parser(name, help=what, description=description, epilog=ends, allow_abbrev=False)
+    command.set_defaults(do=do)
+    return command
+
+
 def _number(least):
     def number(text):
         if int(text) < least:
@@ -63,9 +71,8 @@ def _number(least):
 def _add_run(commands):
     what = "Execute notebooks x tiers x seeds with papermill, each run in a folder of its own."
     again = "What is finished is skipped, what was interrupted goes on where it stopped."
-    example = "Example: patchlib run cct vit --tier fast --seeds 3 --set dataset=photos/."
-    codes = f"{example} Exit code: 0 all runs are finished, 1 some failed, 2 wrong usage, 130 interrupted."
-    run = commands.add_parser("run", help=what, description=f"{what} {again}", epilog=codes, allow_abbrev=False)
+    example, codes = "run cct vit --tier fast --seeds 3 --set dataset=photos/", "0 all runs are finished, 1 some failed"
+    run = _command(commands, _run, what, again, example, codes)
     run.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="convmixer, cct, ... (default: all)")
     add, seeds = run.add_argument, run.add_mutually_exclusive_group()
     add("--tier", nargs="+", default=["smoke"], help="smoke (default), baseline, fast, tuned; one or several")
@@ -80,7 +87,6 @@ def _add_run(commands):
     pool = run.add_mutually_exclusive_group()
     pool.add_argument("--workers", type=_number(1), default=1, metavar="N", help="how many runs at a time (default: 1)")
     pool.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="run on the workers of this Dask cluster")
-    run.set_defaults(do=_run)
 
 
 def _run(asked):
@@ -130,16 +136,15 @@ def _details(run, outcome):
 
 def _add_predict(commands):
     what = "Classify pictures with a trained network."
-    example = "Example: patchlib predict cct-cifar10 photos/ 'more/*.png' --top 1 --csv > answers.csv."
-    codes = f"{example} Exit code: 0 all pictures are classified, 1 some can't be read, 2 wrong usage, 130 interrupted."
-    predict = commands.add_parser("predict", help=what, description=what, epilog=codes, allow_abbrev=False)
+    example = "predict cct-cifar10 photos/ 'more/*.png' --top 1 --csv > answers.csv"
+    codes = "0 all pictures are classified, 1 some can't be read"
+    predict = _command(commands, _predict, what, "", example, codes)
     predict.add_argument("model", metavar="MODEL", help=_MODEL)
     predict.add_argument("paths", nargs="+", metavar="PATH", help="a picture, a folder of them, or a quoted pattern")
     predict.add_argument("--top", type=_number(1), default=5, metavar="N", help="how many classes to name (default: 5)")
     form = predict.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="print CSV, a row for each picture and class")
     form.add_argument("--json", action="store_true", help="print JSON, a line for each picture")
-    predict.set_defaults(do=_predict)
 
 
 def _predict(asked):
@@ -176,13 +181,11 @@ def _predict(asked):
 
 def _add_evaluate(commands):
     what = "Say how good a trained network is on a data set's test images, and where it is wrong."
-    example = "Example: patchlib evaluate cct-cifar10 photos/ --out answers/."
-    codes = f"{example} Exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."
-    evaluate = commands.add_parser("evaluate", help=what, description=what, epilog=codes, allow_abbrev=False)
+    example = "evaluate cct-cifar10 photos/ --out answers/"
+    evaluate = _command(commands, _evaluate, what, "", example, "0 done, 1 failed")
     evaluate.add_argument("model", metavar="MODEL", help=_MODEL)
     evaluate.add_argument("data", metavar="DATA", help="digits, cifar10, cifar100, an .npz file, a .csv file, a folder")
     evaluate.add_argument("--out", type=Path, metavar="FOLDER", help="a new folder for a figure and tables")
-    evaluate.set_defaults(do=_evaluate)
 
 
 def _evaluate(asked):
@@ -231,13 +234,12 @@ def _new(path):
 
 def _add_export(commands):
     what = "Write a trained network in a format that runs without patchlib, if it gives the same logits there."
-    example = "Example: patchlib export cct-cifar10 --to onnx --out cct.onnx."
-    codes = "Exit code: 0 the file is written, 1 the network can't be converted, 2 wrong usage, 130 interrupted."
-    export = commands.add_parser("export", help=what, description=what, epilog=f"{example} {codes}", allow_abbrev=False)
+    example = "export cct-cifar10 --to onnx --out cct.onnx"
+    codes = "0 the file is written, 1 the network can't be converted"
+    export = _command(commands, _export, what, "", example, codes)
     export.add_argument("model", metavar="MODEL", help=_MODEL)
     export.add_argument("--to", choices=_ENDINGS, required=True, help="saved_model is a folder, others are a file")
     export.add_argument("--out", metavar="FILE", help="what to write, which must be new (default: MODEL.onnx, ...)")
-    export.set_defaults(do=_export)
 
 
 def _export(asked):
