@@ -1,10 +1,10 @@
 """Patch-based image classifiers to read, train and take apart: data, layers, models, training, runs and plots.
 
 Module order, which is the data's way; each module imports only what stands before it:
-``backend -> files -> markdown -> parameters -> pictures -> sources -> data -> augment -> reference -> layers -> models
--> cost -> optimizers -> training -> evaluation -> machine -> cards -> networks -> prediction -> exporting -> runs ->
-checks -> explain -> plots -> compare -> notebook -> plan -> batch -> cli``. A module is imported when it's first asked
-for, so what needs no Keras doesn't wait for it.
+``backend -> files -> markdown -> schema -> parameters -> pictures -> sources -> data -> augment -> reference -> layers
+-> models -> surgery -> cost -> optimizers -> training -> evaluation -> machine -> cards -> networks -> prediction ->
+exporting -> runs -> checks -> explain -> plots -> compare -> notebook -> plan -> batch -> cli``. A module is imported
+when it's first asked for, so what needs no Keras doesn't wait for it.
 """
 
 import os
@@ -31,7 +31,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "prediction",
         "reference",
         "runs",
+        "schema",
         "sources",
+        "surgery",
         "training",
     },
     {"data": ["load_data"], "exporting": ["export"], "networks": ["load_model"], "pictures": ["load_picture"]}

@@ -23,8 +23,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from patchlib import cards, files
-from patchlib.parameters import brief, shown
 from patchlib.plan import NOTEBOOKS, Run, UsageError
+from patchlib.schema import brief, shown
 
 LEFT = ("curves.png", cards.MODEL, cards.PREDICTIONS, cards.CARD)  # what a run leaves, beside its notebook
 RETRIES = 3  # of a run whose worker or kernel died; it goes on from its checkpoint

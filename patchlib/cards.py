@@ -20,7 +20,8 @@ from typing_extensions import TypedDict  # Python 3.11's own isn't enough for py
 
 from patchlib import markdown
 from patchlib.files import user_path
-from patchlib.parameters import ARCHITECTURES, Recipe, RunParameters, brief, shown
+from patchlib.parameters import ARCHITECTURES, Recipe, RunParameters
+from patchlib.schema import brief, shown
 
 SCHEMA = 1
 CARD, MODEL, PREDICTIONS = "run.json", "model.keras", "predictions.npz"

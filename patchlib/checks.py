@@ -7,7 +7,7 @@ import textwrap
 
 import numpy as np
 
-from patchlib import models, networks, optimizers, reference, training
+from patchlib import networks, optimizers, reference, surgery, training
 from patchlib.backend import keras
 from patchlib.data import Data, Split
 from patchlib.parameters import Recipe
@@ -62,7 +62,7 @@ def untrained(model: keras.Model, data: Data, mean=0.0, std=255.0) -> None:
     The loss is averaged over all classes as the answer, so that a few images' labels don't decide.
     """
     images, mean, std = data.train.images[:256], np.array(mean), np.array(std)
-    seen = keras.ops.convert_to_numpy(models.intermediates(model)(images[:16])["rescale"]).astype("float32")
+    seen = keras.ops.convert_to_numpy(surgery.intermediates(model)(images[:16])["rescale"]).astype("float32")
     tolerance = (1e-6 if model.get_layer("rescale").compute_dtype == "float32" else 0.02) * (255 / std).max()
     np.testing.assert_allclose(seen, (images[:16] - mean) / std, atol=tolerance)
     # Said outright, for Keras' Resizing would switch dropout on in the layers after it.

@@ -190,7 +190,7 @@ def _add_evaluate(commands):
 
 def _evaluate(asked):
     from patchlib import files, networks, plan
-    from patchlib.parameters import shown
+    from patchlib.schema import shown
 
     networks.locate(asked.model)
     plan.data_set(asked.data)

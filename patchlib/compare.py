@@ -15,7 +15,7 @@ import numpy as np
 from patchlib import cards, evaluation, markdown
 from patchlib.cards import RunError, mean_and_spread, recipe
 from patchlib.files import user_path
-from patchlib.parameters import shown
+from patchlib.schema import shown
 
 Groups = dict[tuple[str, str, str], list[dict]]
 NONE = "No run card says so yet."

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchlib.parameters import shown
 from patchlib.pictures import DataError, load_picture
+from patchlib.schema import shown
 from patchlib.sources import NAMES, Split, read, refuse_more_than_memory, refuse_untiled
 
 RULES = ("stratified", "first", "last")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from patchlib import markdown, training
+from patchlib import markdown, surgery, training
 from patchlib.backend import keras
 from patchlib.data import Split
 
@@ -109,7 +109,7 @@ def lesion(model: keras.Model, split: Split) -> list[dict]:
     whole = _right(model, split)
     rows = [{"without": "nothing", "accuracy": whole.mean(), "difference": 0.0, "standard_error": 0.0}]
     for name, paths in lesions(model).items():
-        with training.without(model, *paths):
+        with surgery.without(model, *paths):
             left = _right(model, split)
         change = left - whole
         error = change.std() / len(split) ** 0.5

@@ -18,7 +18,7 @@ from patchlib import networks, pictures
 from patchlib.backend import keras, quiet
 from patchlib.files import settle, user_path
 from patchlib.layers import kernels
-from patchlib.parameters import shown
+from patchlib.schema import shown
 
 TOLERANCE = 1e-4  # of a logit
 

@@ -27,8 +27,6 @@ raise ``ValueError`` for a size that isn't a positive integer, a rate out of ran
 image.
 """
 
-import math
-
 import numpy as np
 
 from patchlib import layers
@@ -50,57 +48,6 @@ def build(parameters: RunParameters, data: Data, dtype=None) -> keras.Model:
     pixels = {"mean": data.mean, "std": data.std} if parameters.standardize else {}
     keras.utils.set_random_seed(parameters.seed)
     return function(data.input_shape, data.num_classes, dtype=dtype, **parameters.arguments(function), **pixels)
-
-
-def at_size(model: keras.Model, side: int) -> keras.Model:
-    """The same layers, with the same weights, for square images of ``side`` pixels a side.
-
-    Position embeddings are interpolated. MLP-Mixer and gMLP have weights for each position, so that no other size fits
-    them.
-
-    Raises:
-        ValueError: the layers don't take images of this size.
-    """
-    if "resize" not in {layer.name for layer in model.layers}:
-        patch_size = getattr(model.get_layer("stem"), "patch_size", 1)
-        if side % patch_size:
-            raise ValueError(f"{model.name} takes no images of {side} pixels a side: its patches are of {patch_size}.")
-        if any(getattr(layer, "fixed_positions", False) for layer in model.layers) and side != model.input_shape[1]:
-            raise ValueError(f"{model.name} takes no images of {side} pixels a side: its weights belong to positions.")
-    images = keras.Input((side, side, model.input_shape[-1]), name="images")
-    try:
-        bare = keras.Model(model.inputs[0], model.outputs[0], name=model.name)  # loaded, it has lists of them
-        return keras.models.clone_model(bare, images, clone_function=lambda layer: layer)
-    except ValueError as error:
-        raise ValueError(f"{model.name} takes no images of {side} pixels a side: a layer refuses them.") from error
-
-
-def whiten(model: keras.Model, images: np.ndarray, seed: int = 0, epsilon: float = 0.02) -> None:
-    """Start the first layer's kernel as random mixtures of the images' whitened patches.
-
-    A patch's principal components, each divided by the root of its variance, are mixed by Gaussian numbers, so that a
-    fine texture counts as much as the mean colour does; the layer's outputs have a standard deviation of 1. Source:
-    Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024), section 3.2, after Page (2019); there the
-    components themselves are the kernel, and stay.
-
-    Args:
-        model: one of this module's, with its initial weights.
-        images: uint8 (N, H, W, C), of which 2,000 at random are looked at.
-        seed: of the images and the mixtures.
-        epsilon: added to the variances, in squared units of what the layer sees.
-    """
-    stem, rng = model.get_layer("stem"), np.random.default_rng(seed)
-    chosen = images[rng.permutation(len(images))[:2000]]
-    seen = keras.ops.convert_to_numpy(keras.Model(model.inputs[0], stem.input)(chosen)).astype("float32")
-    kernel = stem.first.kernel
-    side, stride = kernel.shape[0], stem.first.strides[0]
-    windows = np.lib.stride_tricks.sliding_window_view(seen, (side, side), axis=(1, 2))[:, ::stride, ::stride]
-    patches = windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, math.prod(kernel.shape[:3]))
-    patches = patches[rng.permutation(len(patches))[:200_000]]
-    variances, components = np.linalg.eigh(np.cov(patches, rowvar=False))
-    mixture = rng.normal(size=(len(variances), kernel.shape[3]))
-    start = components / np.sqrt(variances + epsilon) @ mixture
-    kernel.assign((start / (patches @ start).std()).reshape(kernel.shape))
 
 
 def convmixer(
@@ -371,11 +318,6 @@ def vit(
         x = kernels.LayerNormalization(epsilon=epsilon, name="norm", dtype=dtype)(x)
         x = layers.TokenPooling(name="pool", dtype=dtype)(x)
     return _model(images, x, num_classes, 0.0, name, keras.initializers.TruncatedNormal(stddev=0.02))
-
-
-def intermediates(model: keras.Model) -> keras.Model:
-    """A model that shares ``model``'s weights and returns every layer's output by name: ``out["block_3"]``."""
-    return keras.Model(model.inputs[0], {layer.name: layer.output for layer in model.layers})
 
 
 def _images(input_shape, mean, std, resize, depth, dtype):

@@ -16,7 +16,7 @@ from patchlib import cards
 from patchlib.cards import CARD, MODEL
 from patchlib.data import Data
 from patchlib.files import user_path
-from patchlib.parameters import brief, shown
+from patchlib.schema import brief, shown
 
 if TYPE_CHECKING:  # else a command would wait for Keras before it says that there's no such model
     from patchlib.backend import keras

@@ -1,27 +1,17 @@
-"""Parameters of a run, checked before anything else happens.
+"""Parameters of a run, checked before anything else happens."""
 
-A notebook's parameters cell is plain assignments, so that papermill can override it and a reader can edit it. Papermill
-injects a mistyped name without a word, and YAML reads ``1e-3`` as text: the classes here refuse both, in one sentence.
-"""
-
-import difflib
 import hashlib
-import inspect
 import itertools
 import json
-from collections.abc import Mapping
-from types import ModuleType
 from typing import Annotated, ClassVar, Literal, Self
 
 import pydantic
 from pydantic import Field
 
+from patchlib.schema import Checked, shown
+
 # Pixels a side of the data sets that have a name.
 SIZES = {"digits": 32, "cifar10": 32, "cifar100": 32}
-
-# What IPython itself puts into a fresh notebook's namespace.
-_IPYTHON_NAMES = {"In", "Out", "exit", "quit", "open", "get_ipython"}
-
 
 # What no machine holds is refused before it's tried: so many numbers take 160 GB with gradients and AdamW's moments.
 MOST_NUMBERS = 10**10
@@ -33,111 +23,7 @@ Side = Annotated[int, Field(ge=0, le=8192)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
-class ParameterError(ValueError):
-    """A parameter is unknown, of the wrong type or out of range."""
-
-
-def nearest(name: str, known) -> str:
-    """The known name that looks most like ``name``."""
-    return max(known, key=lambda k: difflib.SequenceMatcher(None, str(name).lower(), k.lower()).ratio())
-
-
-def shown(value) -> str:
-    """A value as it's quoted in a sentence: its ``repr``, and of a long one the beginning."""
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}...{text[-1]}"
-
-
-def brief(error: Exception | str, width: int = 200) -> str:
-    """What somebody else's error says, in one line of at most so many characters; its name if it says nothing."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= width else f"{text[:width]}..."
-
-
-def _sentence(error: Mapping, known) -> str:
-    """One sentence out of one entry of ``pydantic.ValidationError.errors()``."""
-    name, received = ".".join(str(part) for part in error["loc"][:1]), error.get("input")
-    match error["type"]:
-        case "extra_forbidden":
-            return (
-                f"unknown parameter {shown(name)} (received {shown(received)}): did you mean {nearest(name, known)!r}?"
-            )
-        case "value_error":
-            return f"{error['ctx']['error']}"
-    accepted = error["msg"].removeprefix("Input should be ")
-    hint = ""
-    if isinstance(received, str) and accepted.endswith("number") and _is_number(received):
-        hint = " YAML reads 1e-3 as text, so write 0.001 or 1.0e-3."
-    if isinstance(received, str) and accepted.endswith("boolean"):
-        hint = " On papermill's command line write -p NAME True or -p NAME False."
-    return f"parameter {name!r}: received {shown(received)} ({type(received).__name__}), accepted: {accepted}.{hint}"
-
-
-def _is_number(text):
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-class _Checked(pydantic.BaseModel):
-    """Strict, immutable and closed: no type is guessed, no unknown name passes."""
-
-    model_config = pydantic.ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-    def __init__(self, **values):
-        try:
-            super().__init__(**values)
-        except pydantic.ValidationError as error:
-            known = type(self).model_fields
-            raise ParameterError(" ".join(_sentence(e, known) for e in error.errors())) from None
-
-    @classmethod
-    def read(cls, namespace: dict) -> Self:
-        """Read the parameters out of a notebook's ``globals()``.
-
-        Whatever stands there when this is first called was put there by the parameters cell or by papermill, so every
-        name must be a parameter. By a later call in the same kernel the notebook has names of its own, and of those
-        that came since only the ones that look like a misspelt parameter are refused.
-
-        Raises:
-            ParameterError: a name is unknown or a value isn't accepted.
-        """
-        plain = {name for name, value in namespace.items() if isinstance(value, bool | int | float | str)}
-        misspelt = {n for n in plain if difflib.get_close_matches(n.strip("_"), cls.model_fields, 1, 0.85)}
-        given = {name for name in namespace if not name.startswith("_")} - (_IPYTHON_NAMES - plain) | misspelt
-        values = {n: value for n, value in namespace.items() if n in given and not isinstance(value, ModuleType)}
-        first = namespace.get("_parameter_names", {name for name, value in values.items() if not callable(value)})
-        parameters = {name: values[name] for name in values if name in {*first, *misspelt, *cls.model_fields}}
-        try:
-            read = cls(**parameters)
-        except ParameterError as error:
-            unknown = [name for name in parameters if name not in cls.model_fields]
-            hint = f" In a running kernel, `del {', '.join(unknown)}` as well." if unknown else ""
-            raise ParameterError(f"{error}{hint}") from None
-        namespace["_parameter_names"] = first
-        return read
-
-    @classmethod
-    def parse(cls, name: str, text: str) -> bool | int | float | str:
-        """A value from a command line, by the parameter's own type; the text itself where it can't be one."""
-        kind = cls.model_fields[name].annotation if name in cls.model_fields else str
-        if kind is bool:
-            return {"true": True, "false": False}.get(text.lower(), text)
-        if kind in (int, float):
-            try:
-                return kind(text)
-            except ValueError:
-                return text
-        return text
-
-    def arguments(self, function) -> dict:
-        """The parameters that a function takes by name: ``models.cct(shape, classes, **p.arguments(models.cct))``."""
-        return {name: getattr(self, name) for name in inspect.signature(function).parameters if hasattr(self, name)}
-
-
-class Recipe(_Checked):
+class Recipe(Checked):
     """How a model is trained; what ``patchlib.train`` reads.
 
     ``weight_decay`` is decoupled as Keras' ``AdamW`` does it: each step takes ``learning_rate * weight_decay`` of every
@@ -271,7 +157,7 @@ class RunParameters(Recipe):
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8] == self.smoke
 
 
-class Compare(_Checked):
+class Compare(Checked):
     """Parameters of ``notebooks/compare.ipynb``."""
 
     cards: str = Field("../results", min_length=1, description="folder with the run cards, in it or below")

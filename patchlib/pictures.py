@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from patchlib.files import user_path
-from patchlib.parameters import brief, shown
+from patchlib.schema import brief, shown
 
 # Data, films, and drawings that another program has to paint.
 _NOT_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}

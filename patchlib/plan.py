@@ -8,7 +8,8 @@ from pathlib import Path
 
 from patchlib import cards, data, networks
 from patchlib.files import PathError, user_path
-from patchlib.parameters import ARCHITECTURES, ParameterError, RunParameters, nearest, shown
+from patchlib.parameters import ARCHITECTURES, RunParameters
+from patchlib.schema import ParameterError, nearest, shown
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 

@@ -24,7 +24,8 @@ from patchlib import cards, cost, evaluation, files, machine, networks, optimize
 from patchlib.backend import keras
 from patchlib.cards import CARD, CHECKPOINT, MODEL, PREDICTIONS, PROGRESS, SCHEMA, SUMS, RunError
 from patchlib.data import Data
-from patchlib.parameters import ARCHITECTURES, Recipe, RunParameters, shown
+from patchlib.parameters import ARCHITECTURES, Recipe, RunParameters
+from patchlib.schema import shown
 
 # What a checkpoint holds beside its progress: all that training goes on from, the best weights, a hash of the three.
 _STATE, _BEST, _DIGEST = "state.npz", "best.npz", "sha256"

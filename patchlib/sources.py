@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image
 
 from patchlib.files import PathError, user_path
-from patchlib.parameters import SIZES, brief, nearest, shown
+from patchlib.parameters import SIZES
 from patchlib.pictures import DataError, find_pictures, is_picture, load_picture
+from patchlib.schema import brief, nearest, shown
 
 NAMES = tuple(SIZES)
 PARTS = ("train", "val", "test")

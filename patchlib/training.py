@@ -4,7 +4,6 @@
 its whole state is in what it yields: a run continued from there ends as one that was never interrupted.
 """
 
-import contextlib
 import math
 import sys
 import time
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from tqdm import tqdm
 
-from patchlib import models, optimizers
+from patchlib import optimizers, surgery
 from patchlib.augment import Augmentation, Mixing, alternating_flip, shrink
 from patchlib.backend import keras
 from patchlib.data import Data, Split
@@ -181,14 +180,14 @@ def epochs(
         ValueError: the model, or its images, can't be had at the sizes that ``recipe.start_size`` asks for.
     """
     steps, grown = count_steps(data.train, recipe), sides(data.train, recipe)
-    sized = {side: models.at_size(model, side) for side in grown if side != grown[-1]} | {grown[-1]: model}
+    sized = {side: surgery.at_size(model, side) for side in grown if side != grown[-1]} | {grown[-1]: model}
     optimizers.compile_model(model, recipe, steps, *sized.values())
     # All that a step reads: weights, seeds of random layers, the optimiser's step, moments and averages.
     state = [*model.variables, *model.optimizer.variables]
     if progress.epoch:
         _assign(state, progress.state)
     elif recipe.whiten and not recipe.init_from:
-        models.whiten(model, data.train.images, recipe.seed)
+        surgery.whiten(model, data.train.images, recipe.seed)
     with tqdm(
         initial=progress.epoch * steps, total=recipe.epochs * steps, unit="step", disable=not sys.stderr.isatty()
     ) as bar:
@@ -240,27 +239,6 @@ def epochs(
 def _assign(variables, values):
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
-
-
-@contextlib.contextmanager
-def without(model: keras.Model, *paths: str) -> Iterator[None]:
-    """All weights whose path starts with one of ``paths`` are zero, until they are put back at the end.
-
-    Raises:
-        ValueError: one of ``paths`` starts no weight's path.
-    """
-    silenced = [w for w in model.weights if w.path.startswith(paths)]
-    for path in paths:
-        if not any(w.path.startswith(path) for w in silenced):
-            raise ValueError(f"no weight's path starts with {path!r}; there are {[w.path for w in model.weights]}")
-    kept = [keras.ops.convert_to_numpy(w) for w in silenced]
-    try:
-        for weight in silenced:
-            weight.assign(np.zeros(weight.shape))
-        yield
-    finally:
-        for weight, value in zip(silenced, kept, strict=True):
-            weight.assign(value)
 
 
 def _best(history, select_by) -> int:

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from patchlib import explain, models, reference, training
+from patchlib import explain, models, reference, surgery, training
 from patchlib.data import Split
 
 
@@ -95,26 +95,11 @@ def test_without_its_mixing_of_space_a_block_leaves_each_position_alone(name):
     whole |= {"vote, for the mean"} if name == "cct" else set()
     assert len(blocks) == 2 and set(tried) - set(blocks) == whole
     images = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3))
-    with training.without(model, *tried[blocks[1]]):
+    with surgery.without(model, *tried[blocks[1]]):
         (heard,) = explain.influence(model, images, "block_1", directions=1)
     apart = ~np.eye(len(heard), dtype=bool)
     assert (heard[apart].max() < 1e-3 * heard.max()) == (name != "fnet")
     assert explain.influence(model, images, "block_1", directions=1)[0][apart].max() > 1e-2 * heard.max(), "put back"
-
-
-def test_what_is_silenced_is_put_back_and_must_exist():
-    model = SMALL["vit"]
-    before = model.get_weights()
-    with pytest.raises(RuntimeError), training.without(model, "block_0/mlp/"):
-        assert not np.any(model.get_layer("block_0").mlp.expand.kernel)
-        raise RuntimeError
-    for weight, kept in zip(model.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(weight, kept)
-    with (
-        pytest.raises(ValueError, match="no weight's path starts with 'block_9/'"),
-        training.without(model, "block_9/"),
-    ):
-        pass
 
 
 def test_a_lesion_is_counted_on_the_same_images_with_its_standard_error(monkeypatch):

@@ -23,9 +23,10 @@ from test_plan import planned
 from test_runs import RECIPE, small_model, stop, tiny
 
 from patchlib import cards, compare, load_data, load_picture, networks, runs
-from patchlib.parameters import ARCHITECTURES, ParameterError
+from patchlib.parameters import ARCHITECTURES
 from patchlib.pictures import DataError
 from patchlib.plan import UsageError
+from patchlib.schema import ParameterError
 
 SIEGE = "PATCHLIB_SIEGE" in os.environ
 EXECUTED = Path(tempfile.gettempdir(), f"patchlib-executed-{os.getpid()}")  # made if anything here is taken for code

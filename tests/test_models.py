@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from patchlib import models, reference
+from patchlib import models, reference, surgery
 from patchlib.data import load_data
 from patchlib.layers import kernels
 from patchlib.layers.base import Block
@@ -24,25 +24,6 @@ def test_no_two_weights_start_alike(build):
 
 
 @pytest.mark.jax
-@pytest.mark.parametrize("side", [16, 24])
-@pytest.mark.parametrize("name", [name for name, parameters in ARCHITECTURES.items() if parameters.any_size])
-def test_the_same_weights_serve_images_of_another_size(name, side):
-    build, small = getattr(models, name), {"depth": 1, "dim": 8}
-    small |= {"resize": 0, "patch_size": 4} if name == "fnet" else {}
-    model = build(**small)
-    reference.randomize(model)
-    other, native = models.at_size(model, side), build((side, side, 3), model.output_shape[-1], **small)
-    images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3))
-    position = {layer.name: layer for layer in other.layers}.get("position")
-    for weight, there in zip(native.weights, model.weights, strict=True):
-        assert weight.path == there.path
-        value = position._rows(weight.shape[0]) if weight.shape != there.shape else there
-        weight.assign(keras.ops.convert_to_numpy(value))
-    np.testing.assert_allclose(other(images), native(images), atol=1e-5)
-    assert {id(w) for w in other.weights} == {id(w) for w in model.weights}
-
-
-@pytest.mark.jax
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_plain_operations_give_the_same_logits(name):
     model = getattr(models, name)(depth=1, dim=8)
@@ -51,45 +32,6 @@ def test_plain_operations_give_the_same_logits(name):
     fast = model(images, training=False)
     with kernels.plain():
         np.testing.assert_allclose(model(images, training=False), fast, atol=1e-5)
-
-
-def test_weights_that_belong_to_positions_serve_no_other_size():
-    for build in (models.mlp_mixer, models.gmlp):
-        with pytest.raises(ValueError, match="takes no images of 16 pixels a side: its weights belong"):
-            models.at_size(build(resize=0, patch_size=4, depth=1), 16)
-        assert models.at_size(build(depth=1), 16)(np.zeros((1, 16, 16, 3))).shape == (1, 100)  # which it enlarges
-
-
-@pytest.mark.parametrize("build", [getattr(models, name) for name in ARCHITECTURES])
-def test_whitening_lets_every_direction_of_a_patch_count_alike(build):
-    small = {"resize": 0, "patch_size": 4} if build in (models.mlp_mixer, models.fnet, models.gmlp) else {}
-    model = build(dim=400, depth=1, **small, **({"conv_dim": 400} if build is models.cct else {}))
-    rng = np.random.default_rng(1)
-    # Smooth images, as real ones are: most of the variance lies in few directions.
-    images = rng.integers(0, 256, (100, 4, 4, 3)).repeat(8, 1).repeat(8, 2) // 2 + rng.integers(0, 30, (100, 32, 32, 3))
-    first, stem = model.get_layer("stem").first, model.get_layer("stem")
-    seen = keras.ops.convert_to_numpy(keras.Model(model.input, stem.input)(images))
-    side, stride = first.kernel.shape[0], first.strides[0]
-    places = [(i, j) for i in range(0, 33 - side, stride) for j in range(0, 33 - side, stride)]
-    patches = np.concatenate([seen[:, i : i + side, j : j + side].reshape(100, -1) for i, j in places])
-    covariance = np.cov(patches, rowvar=False)
-
-    def shares(kernel):
-        """How much of the outputs' variance comes from each principal component."""
-        variances, components = np.linalg.eigh(covariance)
-        return ((components.T @ kernel) ** 2).sum(axis=1) * variances
-
-    for epsilon in (None, 1e-9, 1e9):  # as drawn; whitened; and one so large that nothing is divided
-        if epsilon:
-            models.whiten(model, images, seed=2, epsilon=epsilon)
-        kernel = keras.ops.convert_to_numpy(first.kernel).reshape(side * side * 3, -1)
-        assert epsilon is None or (patches @ kernel).std() == pytest.approx(1, rel=0.02)
-        spread = shares(kernel).max() / shares(kernel).min()
-        assert spread < 2 if epsilon == 1e-9 else spread > 10
-    for seed, same in ((2, True), (3, False)):
-        before = keras.ops.convert_to_numpy(first.kernel)
-        models.whiten(model, images, seed=seed, epsilon=1e9)
-        assert np.allclose(keras.ops.convert_to_numpy(first.kernel), before) == same
 
 
 CALM = {"dropout": 0.0, "head_dropout": 0.0, "resize": 16}  # so that a dozen steps surely help
@@ -247,7 +189,7 @@ def observed(build, argument=None):
     """What each layer of such a model does, seeds and weights always alike."""
     model, start = tried(build, argument)
     reference.randomize(model)
-    images, out = np.random.default_rng(0).integers(0, 256, (2, *SHAPE)), models.intermediates(model)
+    images, out = np.random.default_rng(0).integers(0, 256, (2, *SHAPE)), surgery.intermediates(model)
     seen = {"start": start}
     for what in ("inference", "training"):
         outputs = out(images, training=what == "training")
@@ -322,7 +264,7 @@ def test_stochastic_depth_grows_linearly_from_none_to_the_last_block(build):
 def test_dropout_outside_the_blocks_has_its_rate(build, argument, before, after):
     model = tiny(build, **{argument: 0.25})
     images = np.random.default_rng(0).integers(0, 256, (300, *SHAPE))
-    out = models.intermediates(model)(images, training=True)
+    out = surgery.intermediates(model)(images, training=True)
     share = keras.ops.convert_to_numpy(out[after]) / keras.ops.convert_to_numpy(out[before])
     values, counts = np.unique(share.round(3), return_counts=True)
     np.testing.assert_allclose(values, [0, 1.333], atol=1e-3)
@@ -370,7 +312,7 @@ def test_the_parameters_of_a_run_make_its_model(name, changes, standardized):
     assert all(map(np.array_equal, *weights[:2])) and not all(map(np.array_equal, *weights[1:]))
     mean, std = (data.mean, data.std) if standardized else (0, 255)
     pixels = data.train.images[:2].astype("float32")
-    seen = keras.ops.convert_to_numpy(models.intermediates(model)(pixels)["rescale"]).astype("float32")
+    seen = keras.ops.convert_to_numpy(surgery.intermediates(model)(pixels)["rescale"]).astype("float32")
     np.testing.assert_allclose(seen, (pixels - mean) / std, atol=0.02)
 
 
@@ -394,7 +336,7 @@ def test_batchnorm_and_layer_names_are_as_asked():
     assert [layer.name for layer in model.layers[1:]] == ["rescale", "stem", "block_0", "block_1", "pool", "head"]
     for norm in (model.get_layer("stem").norm, model.get_layer("block_1").depthwise_norm):
         assert (norm.momentum, norm.epsilon) == (0.9, 1e-5)
-    out = models.intermediates(model)(np.zeros((1, 32, 32, 3)))
+    out = surgery.intermediates(model)(np.zeros((1, 32, 32, 3)))
     assert out["block_1"].shape == (1, 16, 16, 4) and out["head"].shape == (1, 10)
 
 
@@ -402,7 +344,7 @@ def test_pixels_enter_as_asked():
     pixels = np.full((1, 4, 4, 3), [0, 51, 255])
     for mean, std, expected in [(0.0, 255.0, [0, 0.2, 1]), ([0, 51, 0], (1, 2, 255), [0, 0, 1])]:
         model = models.convmixer((4, 4, 3), dim=2, depth=1, mean=mean, std=std)
-        rescaled = keras.ops.convert_to_numpy(models.intermediates(model)(pixels)["rescale"])
+        rescaled = keras.ops.convert_to_numpy(surgery.intermediates(model)(pixels)["rescale"])
         np.testing.assert_allclose(rescaled[0, 0, 0], expected, atol=1e-6)
 
 

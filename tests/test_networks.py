@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from test_cards import card
 
-from patchlib import cards, models, networks
+from patchlib import cards, models, networks, surgery
 from patchlib.data import Data, Split
 
 CARD = card()
@@ -210,4 +210,4 @@ def test_a_network_of_other_sizes_is_refused_in_a_sentence(tmp_path):
 
 def test_a_loaded_network_can_be_had_at_another_size(tmp_path):
     network = networks.load_model(start(tmp_path)[1])
-    assert models.at_size(network, 24)(np.zeros((1, 24, 24, 3))).shape == (1, 2)
+    assert surgery.at_size(network, 24)(np.zeros((1, 24, 24, 3))).shape == (1, 2)

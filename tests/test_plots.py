@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from patchlib import evaluation, models, plots
+from patchlib import evaluation, models, plots, surgery
 
 
 def drawn(figure):
@@ -39,7 +39,7 @@ def test_patches_that_do_not_tile_are_refused_in_a_sentence():
 def test_resized_images_are_those_that_a_model_sees(size):
     images = np.random.default_rng(0).integers(0, 256, (2, 10, 16, 3), dtype="uint8")
     model = models.mlp_mixer((10, 16, 3), 2, resize=size, patch_size=2, dim=4, depth=1)
-    seen = 255 * np.array(models.intermediates(model)(images)["resize" if size else "rescale"])
+    seen = 255 * np.array(surgery.intermediates(model)(images)["resize" if size else "rescale"])
     np.testing.assert_allclose(plots.resized(images, size), seen, atol=0.51)
 
 

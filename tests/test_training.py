@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from patchlib import models, optimizers, parameters, training
+from patchlib import models, optimizers, parameters, surgery, training
 from patchlib.augment import shrink
 from patchlib.data import Data, Split, load_data
 from patchlib.parameters import Recipe
@@ -251,7 +251,7 @@ def test_an_epoch_of_smaller_images_trains_and_validates_at_their_size():
     _, history, progress = run(recipe, data, model)
     cross_entropy = keras.losses.CategoricalCrossentropy(from_logits=True)
     for epoch, side in enumerate([2, 2, 4, 6]):
-        sized = models.at_size(model, side) if side < 6 else model
+        sized = surgery.at_size(model, side) if side < 6 else model
         for key, split in (("loss", data.train), ("val_loss", data.validation)):
             expected = cross_entropy(training.one_hot(split.labels, 3), sized(shrink(split.images, side)))
             assert history[key][epoch] == pytest.approx(float(expected), rel=1e-4), (key, epoch)
@@ -260,7 +260,7 @@ def test_an_epoch_of_smaller_images_trains_and_validates_at_their_size():
 
 def test_whitening_happens_once_before_the_first_epoch():
     recipe, expected = changed(whiten=True, learning_rate=1e-12, epochs=2, seed=4), small_model(4)
-    models.whiten(expected, tiny().train.images, 4)
+    surgery.whiten(expected, tiny().train.images, 4)
     start = np.asarray(expected.get_layer("stem").embed.kernel)
     assert not np.allclose(start, small_model(4).get_layer("stem").embed.kernel, atol=1e-3)
     model, _, progress = run(recipe)
