@@ -210,9 +210,13 @@ def setting(card: dict) -> str:
 
 
 def parameters(run: dict) -> dict:
-    """The parameters in a card; one that the card is older than has its default, as the run had it."""
+    """The parameters in a card; one that the card is older than has its default, as the run had it.
+
+    One that there's no more is left out where it's off.
+    """
     known = ARCHITECTURES.get(run["architecture"], Recipe).model_fields
-    return {name: field.default for name, field in known.items() if name != "run_dir"} | run["parameters"]
+    defaults = {name: field.default for name, field in known.items() if name != "run_dir"}
+    return defaults | {name: value for name, value in run["parameters"].items() if name in known or value}
 
 
 def difference(there: dict, here: dict) -> str:

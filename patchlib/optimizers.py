@@ -79,12 +79,7 @@ def dtype_policy(model: keras.Model) -> str:
 
 def compile_model(model: keras.Model, recipe: Recipe, steps_per_epoch: int, *sharing: keras.Model) -> None:
     """Give the model, and others of the same weights, its optimiser, cross-entropy on logits, accuracy and top-5."""
-    shared = {
-        "learning_rate": learning_rate(recipe, steps_per_epoch),
-        "weight_decay": recipe.weight_decay,
-        "use_ema": recipe.ema > 0,
-        "ema_momentum": recipe.ema or 0.99,
-    }
+    shared = {"learning_rate": learning_rate(recipe, steps_per_epoch), "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "muon":  # whose update of a matrix has a root mean square of 0.2 times the rate
         kind = Muon if dtype_policy(model) == "mixed_bfloat16" else keras.optimizers.Muon
         optimizer = kind(
@@ -95,8 +90,6 @@ def compile_model(model: keras.Model, recipe: Recipe, steps_per_epoch: int, *sha
         )
     else:
         optimizer = keras.optimizers.AdamW(**shared)
-    # Keras would put the average in the weights' place when `fit` ends, which here is after each epoch.
-    optimizer.finalize_variable_values = lambda variables: None
     if recipe.decay_on == "kernels":
         optimizer.exclude_from_weight_decay([w for w in model.trainable_variables if len(w.shape) < 2])
     if recipe.precision == "mixed_float16":  # its small gradients would become zero

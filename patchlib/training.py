@@ -114,48 +114,23 @@ class Progress:
         return len(self.history.get("loss", ()))
 
 
-def _give_average(model: keras.Model, batches: Batches) -> None:
-    """Give a model the moving average of its weights, and BatchNorm the statistics that go with it, over 32 batches.
-
-    The average is ``momentum * average + (1 - momentum) * weights`` after every step, and begins as the weights after
-    the first. The statistics of the weights themselves would be others (Izmailov et al., "Averaging Weights Leads to
-    Wider Optima and Better Generalization", 2018, section 3.2).
-    """
-    swap = keras.callbacks.SwapEMAWeights()
-    swap.set_model(model)
-    swap.on_test_begin()
-    norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
-    momenta = [norm.momentum for norm in norms]
-    for step in range(min(32, len(batches)) if norms else 0):
-        for norm in norms:
-            norm.momentum = step / (step + 1)  # so that the moving average is the mean of all so far
-        model(batches[step][0], training=True)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-
-
 def count_steps(split: Split, recipe: Recipe) -> int:
     """Optimiser steps in an epoch of these training images."""
     return len(split) // min(recipe.batch_size, len(split))
 
 
 def few_steps(split: Split, recipe: Recipe) -> list[str]:
-    """Sentences on a run too short to learn, or to average its weights, with the parameters that would change it."""
-    steps, sentences = recipe.epochs * count_steps(split, recipe), []
-    if steps < FEW_STEPS:
-        batch_size = max(1, min(recipe.batch_size, 2 ** int(math.log2(max(1, len(split) / 8)))))
-        epochs = math.ceil(ENOUGH_STEPS / (len(split) // batch_size))
-        sentences.append(
-            f"batch_size {recipe.batch_size} and epochs {recipe.epochs} make {steps} steps of {len(split)} training "
-            f"images, too few to learn much: batch_size {batch_size} and epochs {epochs} would make "
-            f"{epochs * (len(split) // batch_size):,}."
-        )
-    if recipe.ema and steps * (1 - recipe.ema) < 5 - 1e-9:
-        sentences.append(
-            f"ema {recipe.ema} needs {5 / (1 - recipe.ema):,.0f} steps, and this run has {steps:,}: its average still "
-            f"remembers the start. Give more epochs, or an ema of {max(0.0, math.floor(1000 - 5000 / steps) / 1000)}."
-        )
-    return sentences
+    """A sentence on a run too short to learn, with the parameters that would change it, or none."""
+    steps = recipe.epochs * count_steps(split, recipe)
+    if steps >= FEW_STEPS:
+        return []
+    batch_size = max(1, min(recipe.batch_size, 2 ** int(math.log2(max(1, len(split) / 8)))))
+    epochs = math.ceil(ENOUGH_STEPS / (len(split) // batch_size))
+    return [
+        f"batch_size {recipe.batch_size} and epochs {recipe.epochs} make {steps} steps of {len(split)} training "
+        f"images, too few to learn much: batch_size {batch_size} and epochs {epochs} would make "
+        f"{epochs * (len(split) // batch_size):,}."
+    ]
 
 
 def epochs(
@@ -167,9 +142,8 @@ def epochs(
 ) -> Iterator[Progress]:
     """Train from where ``progress`` stands to the recipe's last epoch, yielding after each.
 
-    After the last one the model holds the weights of the best epoch, by validation (``recipe.select_by``); with an EMA
-    those are averages, with BatchNorm statistics of their own. An epoch of smaller images is validated at their size,
-    and gives way to any of larger ones. The test images are never looked at.
+    After the last one the model holds the weights of the best epoch, by validation (``recipe.select_by``). An epoch of
+    smaller images is validated at their size, and gives way to any of larger ones. The test images are never looked at.
 
     ``callbacks`` are called as by one ``fit`` over all epochs, with the numbers that these have in the whole run; after
     an epoch they get its row of ``progress.history``, and find the weights that were validated. They may end training
@@ -182,7 +156,7 @@ def epochs(
     steps, grown = count_steps(data.train, recipe), sides(data.train, recipe)
     sized = {side: surgery.at_size(model, side) for side in grown if side != grown[-1]} | {grown[-1]: model}
     optimizers.compile_model(model, recipe, steps, *sized.values())
-    # All that a step reads: weights, seeds of random layers, the optimiser's step, moments and averages.
+    # All that a step reads: weights, seeds of random layers, the optimiser's step, moments.
     state = [*model.variables, *model.optimizer.variables]
     if progress.epoch:
         _assign(state, progress.state)
@@ -216,8 +190,6 @@ def epochs(
             row["side"] = grown[epoch]
             _refuse_divergence(row["loss"], epoch, recipe)
             progress.state = [np.array(v) for v in state]
-            if recipe.ema:
-                _give_average(trained, batches)
             held_out = evaluate(trained, data.validation, 2 * recipe.batch_size)  # without gradients twice as many fit
             row |= {f"val_{k}": v for k, v in held_out.items()}
             _refuse_divergence(row["val_loss"], epoch, recipe)
@@ -226,8 +198,6 @@ def epochs(
             if _best(progress.history, recipe.select_by) == epoch:
                 progress.best_epoch, progress.best_weights = epoch, model.get_weights()
             all_along.on_epoch_end(epoch, row)
-            if recipe.ema:
-                _assign(state, progress.state)
             bar.set_postfix(loss=f"{row['loss']:.3f}", val_accuracy=f"{row['val_accuracy']:.4f}")
             yield progress
         all_along.on_train_end()

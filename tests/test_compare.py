@@ -105,7 +105,7 @@ def test_ingredients_are_compared_with_the_recipe_that_they_were_left_out_of():
 
 
 def test_ingredients_that_move_together_are_one_row_and_whole_recipes_are_none():
-    cosine, far = {"schedule": "cosine", "warmup_epochs": 1.0}, {"ema": 0.9, "zoom": 0.1, "pad": 1, "mixup": 0.2}
+    cosine, far = {"schedule": "cosine", "warmup_epochs": 1.0}, {"erasing": 0.9, "zoom": 0.1, "pad": 1, "mixup": 0.2}
     (row,) = rows(table(card(), card(0.6, seed=1, **cosine), card(0.5, seed=2, **far), what=compare.ingredients))
     assert row[-1] == "schedule cosine → constant; warmup_epochs 1.0 → 0.0"
     assert table(card(), what=compare.ingredients) == compare.NONE

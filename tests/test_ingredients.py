@@ -3,9 +3,10 @@
 import keras
 import numpy as np
 import pytest
-from ingredients import EVERY, INGREDIENTS, covariance, local, mimetic, nonzero_mean, orthogonal, table
+from ingredients import EVERY, INGREDIENTS, Average, covariance, local, mimetic, nonzero_mean, orthogonal, table
+from test_training import changed, small_model, tiny
 
-from patchlib import models
+from patchlib import models, training
 from patchlib.parameters import ARCHITECTURES
 
 
@@ -68,6 +69,22 @@ def test_matrices_start_orthogonal_and_as_long_as_before():
         product = smaller @ smaller.T
         assert after.std() == pytest.approx(before.std(), rel=1e-3)
         np.testing.assert_allclose(product / product[0, 0], np.eye(len(product)), atol=1e-4)
+
+
+def test_an_average_is_judged_and_training_goes_on_from_the_weights_themselves():
+    recipe, data = changed(), tiny()
+    usual, averaged = small_model(recipe.seed), small_model(recipe.seed)
+    ends = [usual.get_weights() for _ in training.epochs(usual, data, recipe, training.Progress())]
+    steps, progress = [], training.Progress()
+    look = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: steps.append(averaged.get_weights()))
+    for end, _ in zip(ends, training.epochs(averaged, data, recipe, progress, [look, Average()]), strict=True):
+        for reached, expected in zip(averaged.get_weights(), end, strict=True):
+            np.testing.assert_array_equal(reached, expected)
+    kept = steps[0]
+    for weights in steps[: (progress.best_epoch + 1) * training.count_steps(data.train, recipe)]:
+        kept = [0.98 * old + 0.02 * new for old, new in zip(kept, weights, strict=True)]
+    for reached, expected in zip(averaged.get_weights(), kept, strict=True):
+        np.testing.assert_allclose(reached, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_every_parameter_of_an_ingredient_exists():

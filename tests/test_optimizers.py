@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from test_training import RECIPE, changed, small_model, tiny
+from test_training import changed, small_model, tiny
 
 from patchlib import models, optimizers, training
 from patchlib.parameters import Recipe
@@ -93,12 +93,6 @@ def test_the_policy_is_that_of_most_layers_whatever_the_model():
     assert optimizers.dtype_policy(keras.Sequential([keras.layers.Dense(3)])) == "float32"
     for policy in ("float32", "mixed_bfloat16", "mixed_float16"):
         assert optimizers.dtype_policy(small_model(dtype=policy)) == policy
-
-
-def test_without_an_average_none_is_kept():
-    model = small_model()
-    optimizers.compile_model(model, RECIPE, 1)
-    assert not model.optimizer.use_ema
 
 
 def idle_model():

@@ -107,7 +107,7 @@ def test_augmentations_parameters_have_its_defaults(change):
         ({"patch_size": 32, "image_size": 48}, ["patch_size", "32", "48 x 48", "24, 48."]),
         ({"fixed_decay": True, "schedule": "cosine"}, ["fixed_decay", "True", "'cosine'", "'plateau'"]),
         ({"fixed_decay": True, "optimizer": "muon"}, ["fixed_decay", "True", "'muon'", "'adamw'"]),
-        ({"ema": 1.0}, ["'ema'", "1.0", "less than 1"]),
+        ({"label_smoothing": 1.0}, ["'label_smoothing'", "1.0", "less than 1"]),
         ({"start_size": 15}, ["start_size", "15", "a multiple of 2", "32"]),
         ({"start_size": 40}, ["start_size", "40", "a multiple of 2", "32"]),
         ({"start_size": 16, "patience": 3}, ["start_size", "16", "patience 3", "accepted: 0"]),

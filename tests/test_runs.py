@@ -264,9 +264,8 @@ EVERYTHING = {"optimizer": "muon", "trivial_augment": True, "erasing": 0.5, "mix
     ("build", "after", "changes"),
     [
         (small_model, 1, {"schedule": "one_cycle"}),
-        (small_model, 3, {"schedule": "one_cycle", "ema": 0.5}),
         (random_cct, 2, {"start_size": 5, "whiten": True, "alternate": True, "optimizer": "muon"}),
-        (random_cct, 2, {"schedule": "cosine", "warmup_epochs": 0.5, "ema": 0.5, **EVERYTHING}),
+        (random_cct, 2, {"schedule": "cosine", "warmup_epochs": 0.5, **EVERYTHING}),
     ],
 )
 def test_an_interrupted_run_resumes_to_the_same_end(tmp_path, monkeypatch, build, after, changes):

@@ -165,7 +165,7 @@ def test_a_callback_sees_the_weights_that_were_validated():
     look = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: seen.append((training.evaluate(look.model, data.validation), logs))
     )
-    list(training.epochs(small_model(), data, changed(ema=0.5), training.Progress(), [look]))
+    list(training.epochs(small_model(), data, changed(), training.Progress(), [look]))
     assert len(seen) == 3
     for there, logs in seen:
         assert there["loss"] == pytest.approx(logs["val_loss"], rel=1e-5)
@@ -291,71 +291,11 @@ def test_the_test_images_decide_nothing():
         np.testing.assert_array_equal(a, b)
 
 
-def step_by_step(recipe, data, model):
-    """At each epoch's end: NumPy's average of the trainable weights after every step, and the weights themselves."""
-    average, ends = None, []
-    steps = len(training.Batches(data.train, 3, recipe, 0))
-    optimizers.compile_model(model, recipe, steps)
-    for epoch in range(recipe.epochs):
-        for step in range(steps):
-            model.train_on_batch(*training.Batches(data.train, 3, recipe, epoch)[step])
-            weights = [np.asarray(w, "float64") for w in model.trainable_weights]
-            pairs = zip(average or weights, weights, strict=True)
-            average = [recipe.ema * a + (1 - recipe.ema) * w for a, w in pairs]
-        ends.append((average, weights))
-    return ends
-
-
-def assert_close(weights, expected, tolerance):
-    for weight, other in zip(weights, expected, strict=True):
-        np.testing.assert_allclose(np.array(weight), other, atol=tolerance)
-
-
-@pytest.mark.jax
-@pytest.mark.parametrize("momentum", [0.9, 0.99, 0.999])
-def test_ema_equals_the_average_of_the_weights_after_every_step(momentum):
-    recipe, data = changed(ema=momentum, epochs=4, learning_rate=0.003), tiny()
-    model, progress = small_model(recipe.seed), training.Progress()
-    ends = step_by_step(recipe, data, small_model(recipe.seed))
-    for _ in training.epochs(model, data, recipe, progress):  # training goes on from the weights themselves
-        assert_close(model.trainable_weights, ends[progress.epoch - 1][1], 2e-6)
-    assert_close(model.trainable_weights, ends[progress.best_epoch][0], 1e-6)
-
-
-def test_ema_goes_with_the_statistics_that_its_weights_have():
-    """BatchNorm's moving average and variance are the means of what it has, batch by batch, with averaged weights."""
-    recipe, data, seen = changed(ema=0.9), tiny(), []
-    model, _, progress = run(recipe, data)
-    norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
-    reached = [[np.array(norm.moving_mean), np.array(norm.moving_variance)] for norm in norms]
-    assert {norm.momentum for norm in norms} == {0.8}  # as it was
-    batches = training.Batches(data.train, 3, recipe, progress.best_epoch)
-    for step in range(len(batches)):
-        for norm in norms:
-            norm.momentum = 0.0
-        model(batches[step][0], training=True)
-        seen.append([[np.array(norm.moving_mean), np.array(norm.moving_variance)] for norm in norms])
-    np.testing.assert_allclose(np.concatenate(np.mean(seen, axis=0)), np.concatenate(reached), rtol=1e-4, atol=1e-5)
-
-
-def test_ema_reaches_what_the_weights_themselves_reach():
-    data = load_data("digits", limit=800)
-    reached = {}
-    for ema in (0.0, 0.9, 0.99):  # the last needs 500 steps
-        keras.utils.set_random_seed(0)
-        model = models.convmixer(data.input_shape, 10, dim=16, depth=1, patch_size=8, kernel_size=3)
-        recipe = Recipe(epochs=5, batch_size=8, learning_rate=0.02, schedule="one_cycle", flip=False, ema=ema)
-        *_, progress = training.epochs(model, data, recipe, training.Progress())
-        reached[ema] = progress.history["val_accuracy"][-1]
-    assert reached[0.0] > 0.85 and min(reached.values()) >= reached[0.0] - 0.02, reached
-
-
 @pytest.mark.parametrize(
     ("count", "recipe", "words"),
     [
         (129, Recipe(epochs=25), ["batch_size 128 and epochs 25 make 25 steps of 129", "batch_size 16 and epochs 63"]),
         (43, Recipe(epochs=2, batch_size=64), ["batch_size 64 and epochs 2", "batch_size 4", "would make 500"]),
-        (640, Recipe(epochs=45, ema=0.999), ["ema 0.999 needs 5,000 steps", "has 225", "an ema of 0.977"]),
     ],
 )
 def test_too_few_steps_are_remarked_on_with_what_would_do(count, recipe, words):
@@ -394,9 +334,8 @@ def test_on_a_terminal_a_bar_tells_epochs_steps_and_numbers(monkeypatch):
     assert f"loss={history['loss'][-1]:.3f}" in shown[-1]
 
 
-@pytest.mark.parametrize("recipe", [Recipe(epochs=40), Recipe(epochs=100, ema=0.99)])
-def test_enough_steps_are_passed_over(recipe):
-    assert training.few_steps(Split(np.zeros((640, 1, 1, 3), "uint8"), np.zeros(640, int)), recipe) == []
+def test_enough_steps_are_passed_over():
+    assert training.few_steps(Split(np.zeros((640, 1, 1, 3), "uint8"), np.zeros(640, int)), Recipe(epochs=40)) == []
 
 
 def test_evaluation_counts_what_the_predictions_say():

@@ -157,7 +157,7 @@ BUGS = {
         "    if recipe.whiten and",
         "convmixer",
     ),
-    "whitened by the variances": ("models.py", "np.sqrt(variances + epsilon)", "(variances + epsilon)", "convmixer"),
+    "whitened by the variances": ("surgery.py", "np.sqrt(variances + epsilon)", "(variances + epsilon)", "convmixer"),
     "shrunk by leaving pixels out": (
         "augment.py",
         "np.maximum(covered, 0) * side / height",
@@ -193,25 +193,7 @@ BUGS = {
         "convmixer",
     ),
     "validation images left in training": ("data.py", "whole.take(~chosen)", "whole", "convmixer"),
-    "unknown parameters pass": ("parameters.py", 'extra="forbid"', 'extra="ignore"', "convmixer"),
-    "the average takes the weights' place": (
-        "training.py",
-        "            if recipe.ema:\n                _assign(state, progress.state)\n",
-        "",
-        "convmixer",
-    ),
-    "the average without its own statistics": (
-        "training.py",
-        "min(32, len(batches)) if norms",
-        "0 if norms",
-        "convmixer",
-    ),
-    "the average taken up as weights at an epoch's end": (
-        "optimizers.py",
-        "    optimizer.finalize_variable_values = lambda variables: None\n",
-        "",
-        "convmixer",
-    ),
+    "unknown parameters pass": ("schema.py", 'extra="forbid"', 'extra="ignore"', "convmixer"),
     "biases decay": ("optimizers.py", 'recipe.decay_on == "kernels"', 'recipe.decay_on == "none"', "convmixer"),
     "muon without decay": (
         "optimizers.py",

@@ -3,7 +3,7 @@
 ``python tools/ingredients.py`` trains each architecture's tier ``fast`` on few images for few epochs, without whitened
 patches and alternating flip, which are rows of the table, and with one thing changed; it writes a card for each run and
 a table of the differences. What was worth its place is a parameter of the library; what wasn't
-stays here, as a change to a model's first weights.
+stays here, as a change to a model's first weights or as a callback.
 """
 
 import argparse
@@ -92,6 +92,23 @@ def orthogonal(model, rng):
             _assign(weight, keras.initializers.Orthogonal(seed=int(rng.integers(2**31)))(weight.shape))
 
 
+class Average(keras.callbacks.Callback):
+    """Each epoch is judged, and kept, with the moving average of all steps' weights (Polyak and Juditsky, 1992)."""
+
+    momentum, average = 0.98, None
+
+    def on_train_batch_end(self, batch, logs=None):
+        weights = self.model.get_weights()
+        pairs = zip(self.average or weights, weights, strict=True)
+        self.average = [self.momentum * old + (1 - self.momentum) * new for old, new in pairs]
+        if batch == self.params["steps"] - 1:
+            self.reached = weights
+            self.model.set_weights(self.average)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.set_weights(self.reached)
+
+
 def _blocks(model):
     return [layer for layer in model.layers if layer.name.startswith("block_")]
 
@@ -103,7 +120,7 @@ def _assign(kernel, values):
     kernel.assign((values * deviation / values.std()).reshape(kernel.shape))
 
 
-# For each ingredient: changed parameters or a function of the model and a generator, and the architectures it fits.
+# For each ingredient: changed parameters, a function of the model and a generator, or a callback; and what it fits.
 EVERY = tuple(ARCHITECTURES)
 INGREDIENTS = {
     "unchanged": ({}, EVERY),
@@ -117,7 +134,7 @@ INGREDIENTS = {
     "orthogonal matrices": (orthogonal, EVERY),
     "label smoothing 0.1": ({"label_smoothing": 0.1}, ("convmixer", "mlp_mixer", "fnet", "gmlp")),
     "no label smoothing": ({"label_smoothing": 0.0}, ("cct", "vit")),
-    "average of weights": ({"ema": 0.98}, EVERY),
+    "average of weights": (Average, EVERY),
     "no decay": ({"weight_decay": 0.0}, EVERY),
     "half the rate": (0.5, EVERY),
     "twice the rate": (2.0, EVERY),
@@ -136,10 +153,11 @@ def run(architecture, ingredient, seed, folder):
     p = ARCHITECTURES[architecture](**values | (change if isinstance(change, dict) else {}))
     data = load_data(p.dataset, limit=p.limit, validation=p.validation)
     model = models.build(p, data, machine.precision() if p.precision == "auto" else p.precision)
-    if callable(change):
+    callbacks = [Average()] if change is Average else []
+    if callable(change) and not callbacks:
         change(model, np.random.default_rng((seed, 4)))
     with tempfile.TemporaryDirectory() as scratch:
-        card = runs.train(model, data, p, scratch) | {"ingredient": ingredient}
+        card = runs.train(model, data, p, scratch, callbacks) | {"ingredient": ingredient}
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(card, indent=1) + "\n")
 
