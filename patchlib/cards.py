@@ -243,22 +243,26 @@ def groups(cards: list[dict]) -> dict[tuple[str, str, str], list[dict]]:
     "tuned, flip False". Special is what most of the ways, in all settings, don't share; where there's no most, the way
     of most epochs is usual, and of several such the first one. Pixels are compared within a setting.
     """
-    together: dict[tuple[str, str], dict[tuple[str, str], list[dict]]] = {}
+    tiers: dict[tuple[str, str], list[dict]] = {}
     for card in sorted(cards, key=lambda card: (-card["parameters"]["epochs"], card["started"])):
-        way = setting(card), json.dumps(recipe(card), sort_keys=True)
-        together.setdefault((title(card), str(card["tier"])), {}).setdefault(way, []).append(card)
+        tiers.setdefault((title(card), str(card["tier"])), []).append(card)
     named: dict[tuple[str, str, str], list[dict]] = {}
-    for (network, tier), ways in together.items():
-        recipes = [(where, recipe(group[0])) for (where, _), group in ways.items()]
-        names = dict.fromkeys(name for _, other in recipes for name in other if name not in ("epochs", "limit"))
-        for (where, own), group in zip(recipes, ways.values(), strict=True):
-            special = []
-            for name in names:
-                values = [other.get(name) for there, other in recipes if there == where or name != "fingerprint"]
-                if own.get(name) != Counter(values).most_common(1)[0][0]:
-                    special.append(f"{name} {own.get(name)}")
-            named.setdefault((network, ", ".join([tier, *special]), where), []).extend(group)  # 1 and 1.0 are one
+    for (network, tier), of_tier in tiers.items():
+        ways = {json.dumps(way, sort_keys=True): way for way in ((setting(card), recipe(card)) for card in of_tier)}
+        for card in of_tier:
+            words = [tier, *_special(setting(card), recipe(card), ways.values())]
+            named.setdefault((network, ", ".join(words), setting(card)), []).append(card)
     return dict(sorted(named.items()))
+
+
+def _special(where, own, ways):
+    """In words, what most of the ways don't share with this one; each is a setting and a recipe."""
+    words = []
+    for name in dict.fromkeys(name for _, other in ways for name in other if name not in ("epochs", "limit")):
+        values = [other.get(name) for there, other in ways if there == where or name != "fingerprint"]
+        if own.get(name) != Counter(values).most_common(1)[0][0]:
+            words.append(f"{name} {own.get(name)}")
+    return words
 
 
 def mean_and_spread(values: list[float]) -> str:
