@@ -90,7 +90,7 @@ def lesions(model: keras.Model) -> dict[str, tuple[str, ...]]:
     ]
     what = "mixing of space" if type(blocks[0]).__name__ in _MEETING else "MLP"
     found = {f"{block.name}: {what}": part for block, part in zip(blocks, parts, strict=True)}
-    found[f"all {what}"] = sum(parts, ())
+    found[f"all blocks: {what}"] = sum(parts, ())
     weights = {weight.path for weight in model.weights}
     if "position/table" in weights:
         found["position embedding"] = ("position/table",)

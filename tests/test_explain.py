@@ -90,7 +90,7 @@ def test_without_its_mixing_of_space_a_block_leaves_each_position_alone(name):
     reference.randomize(model)
     tried = explain.lesions(model)
     blocks = [what for what in tried if what.startswith("block_")]
-    whole = {"all mixing of space"} if name != "fnet" else {"all MLP"}
+    whole = {"all blocks: mixing of space"} if name != "fnet" else {"all blocks: MLP"}
     whole |= {"position embedding"} if name in ("cct", "fnet", "vit") else set()
     whole |= {"vote, for the mean"} if name == "cct" else set()
     assert len(blocks) == 2 and set(tried) - set(blocks) == whole
