@@ -28,7 +28,7 @@ test: .venv/ready .venv-jax/ready  ## all that CI runs: ruff, mypy, unit tests o
 	$(PY) $(PYTEST) worksteal tests
 	$(PY) $(PYTEST) loadfile notebooks
 	KERAS_BACKEND=jax .venv-jax/bin/python $(PYTEST) worksteal -m jax tests/test_explain.py tests/test_layers.py tests/test_models.py \
-		tests/test_networks.py tests/test_runs.py tests/test_training.py
+		tests/test_networks.py tests/test_runs.py tests/test_surgery.py tests/test_training.py
 
 lab: .venv/ready  ## JupyterLab on the notebooks; as root, in a container: make lab ARGS=--allow-root
 	$(PY) -m jupyterlab notebooks $$GIVEN_ARGS
