@@ -368,7 +368,12 @@ BUGS = {
         "vit",
     ),
     "spread over n": ("cards.py", "np.std(values, ddof=1)", "np.std(values)", "compare"),
-    "other recipes counted as seeds": ("cards.py", "json.dumps(recipe(card), sort_keys=True)", '""', "compare"),
+    "other recipes counted as seeds": (
+        "cards.py",
+        "words = [tier, *_special(",
+        "words = [tier] or [*_special(",
+        "compare",
+    ),
     "smoke runs compared": ("compare.py", 'if card["tier"] == "smoke"', "if not card", "compare"),
     "the test images' luck forgotten": ("compare.py", "scores.max(axis=1)", "scores.mean(axis=1)", "compare"),
 }
