@@ -49,7 +49,7 @@ def plan(asked: argparse.Namespace) -> list[Run]:
     for architecture in dict.fromkeys(asked.notebooks or ARCHITECTURES):
         _refuse_unknown("notebook", architecture, ARCHITECTURES)
         notebook = notebooks / f"{architecture}.ipynb"
-        smoke = _parameters_cell(notebook)
+        smoke = parameters_cell(notebook)
         kind = ARCHITECTURES[architecture]
         given = {name: kind.parse(name, text) for name, text in settings.items()}
         for tier in dict.fromkeys(asked.tier):
@@ -107,7 +107,7 @@ def _seeds(asked):
     return range(asked.seeds[0]) if len(asked.seeds) == 1 else list(dict.fromkeys(asked.seeds))
 
 
-def _parameters_cell(notebook):
+def parameters_cell(notebook):
     """What stands in a notebook's parameters cell: the smoke tier."""
     try:
         cells = json.loads(notebook.read_text())["cells"]

@@ -235,11 +235,12 @@ def evaluate(model: keras.Model, split: Split, batch_size: int = 128) -> dict[st
 
 
 def logits(model: keras.Model, split: Split) -> np.ndarray:
-    """What a model says of each of a split's images: float32 (N, classes)."""
+    """What a model says of each of a split's images: float32 (N, classes). On a terminal a bar shows how far it is."""
     count = len(split)
     # In batches of one size, of which the last begins anew, so that the backend compiles once.
     batches = np.arange(math.ceil(count / 128) * 128).reshape(-1, 128) % count
-    return np.concatenate([model.predict_on_batch(split.images[index]) for index in batches])[:count]
+    shown = tqdm(batches, "answers", unit="batch", leave=False, disable=not sys.stderr.isatty())
+    return np.concatenate([model.predict_on_batch(split.images[index]) for index in shown])[:count]
 
 
 class _InOrder(keras.utils.PyDataset):

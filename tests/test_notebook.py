@@ -11,10 +11,10 @@ from test_cards import card, write
 from patchlib import explain, models, networks, notebook, pictures, runs
 from patchlib.data import load_data
 from patchlib.parameters import ARCHITECTURES, ConvMixer
-from patchlib.plan import NOTEBOOKS, _parameters_cell
+from patchlib.plan import NOTEBOOKS, parameters_cell
 
 DIGITS = load_data("digits")
-SMOKE = ConvMixer(**_parameters_cell(NOTEBOOKS / "convmixer.ipynb"))
+SMOKE = ConvMixer(**parameters_cell(NOTEBOOKS / "convmixer.ipynb"))
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def finished(tmp_path_factory):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_smoke_run_is_known_by_its_parameters(name):
     kind = ARCHITECTURES[name]
-    smoke = kind(**_parameters_cell(NOTEBOOKS / f"{name}.ipynb"))
+    smoke = kind(**parameters_cell(NOTEBOOKS / f"{name}.ipynb"))
     assert smoke.is_smoke(), "the parameters cell has changed: give the class the digest of what it says now"
     values = smoke.model_dump() | {"run_dir": "elsewhere"}
     assert kind(**values).is_smoke()

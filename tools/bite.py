@@ -3,6 +3,7 @@
 A bug that nothing notices is a hole in the tests; the exit code says so. Each bug is a place and a replacement.
 """
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -417,8 +418,12 @@ def first_failure(folder: Path, arguments: list[str]) -> str:
     return lines[0].split(" - ")[0].split(" ", 1)[1] if lines else f"pytest exit code {done.returncode}"
 
 
-def main(names: list[str]) -> int:
-    names = names or list(BUGS)
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Plant bugs, one by one, and see what catches each.")
+    parser.add_argument("bugs", nargs="*", metavar="BUG", help="by name; without any, all of them")
+    names = parser.parse_args().bugs or list(BUGS)
+    if unknown := set(names) - set(BUGS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}. There are: {'; '.join(BUGS)}.")
     if red := " and ".join(filter(None, bite("no bug"))):
         print(f"{red} fails without any bug planted: see to `make test` first.")
         return 1
@@ -436,4 +441,4 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
