@@ -100,7 +100,8 @@ def similarity(vectors) -> Figure:
     unit = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
     steps = np.arange(min(unit.shape[:2]))
     down, across = (steps * cells // len(steps) for cells in unit.shape[:2])
-    return filters(unit @ unit[down, across].T, columns=8, size=1)
+    title = f"cosine with row 0, column 0, and so on down the diagonal to row {down[-1]}, column {across[-1]}"
+    return filters({title: unit @ unit[down, across].T}, columns=8, size=1)
 
 
 def filters(kernels, columns=16, size=0.5) -> Figure:
