@@ -81,7 +81,7 @@ def who_hears_whom() -> Figure:
     images, heard = pictures.photographs(32), {}
     for architecture, kind in ARCHITECTURES.items():
         for name in (name for name in networks.published() if name.startswith(f"{architecture}-")):
-            heard[kind.title] = explain.influence(networks.load_model(name), images, "block_1", directions=4)
+            heard[kind.title] = explain.influence(networks.load_model(name), images, "block_1", directions=2)
     figure = plots.influence(images, heard)
     figure.suptitle("Who hears whom, in the second block of each network")
     return figure

@@ -150,9 +150,7 @@ def influence(images, heard: dict[str, np.ndarray]) -> Figure:
     figure, axes = plt.subplots(*shape, figsize=(1.9 * shape[1] + 0.6, 6.4), squeeze=False, layout="constrained")
     for ax, image in zip(axes[:, 0], images, strict=False):
         ax.imshow(image)
-    axes[2, 0].text(
-        0.5, 0.5, "the second\nless the first\n\n(each network on\na scale of its own)", ha="center", va="center"
-    )
+    axes[2, 0].text(0.5, 0.5, "the second\nless the first", ha="center", va="center")
     for column, (name, matrices) in zip(axes[:, 1:].T, heard.items(), strict=True):
         first, second = matrices
         pairs = matrices[:, ~np.eye(len(first), dtype=bool)]
