@@ -94,14 +94,17 @@ def attention(images, maps: dict[str, np.ndarray], query: tuple[int, int] | None
 def similarity(vectors) -> Figure:
     """Vectors (rows, columns, dim) of a grid of positions: for positions down the diagonal, the cosine with all others.
 
-    As figure 7 of Dosovitskiy et al. (2021) shows position embeddings. Where the grid isn't square, the diagonal takes
-    as many steps as the shorter side has positions.
+    As figure 7 of Dosovitskiy et al. (2021) shows position embeddings; a dot marks the position. Where the grid isn't
+    square, the diagonal takes as many steps as the shorter side has positions.
     """
     unit = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
     steps = np.arange(min(unit.shape[:2]))
     down, across = (steps * cells // len(steps) for cells in unit.shape[:2])
     title = f"cosine with row 0, column 0, and so on down the diagonal to row {down[-1]}, column {across[-1]}"
-    return filters({title: unit @ unit[down, across].T}, columns=8, size=1)
+    figure = filters({title: unit @ unit[down, across].T}, columns=8, size=1)
+    for ax, row, column in zip(figure.axes, down, across, strict=False):  # the last one is the scale's
+        ax.plot(column, row, "w.", markersize=4)
+    return figure
 
 
 def filters(kernels, columns=16, size=0.5) -> Figure:

@@ -149,9 +149,12 @@ def test_attention_is_shown_beside_each_image_on_one_scale_with_the_query_marked
 @pytest.mark.parametrize("grid", [(3, 3), (2, 4), (5, 2), (1, 4)])
 def test_similarity_is_one_at_the_place_itself_and_the_cosine_elsewhere(grid):
     vectors = np.random.default_rng(0).normal(size=(*grid, 5))
-    pictures = drawn(plots.similarity(vectors))
+    figure = plots.similarity(vectors)
+    pictures = drawn(figure)
     assert len(pictures) == min(grid)
     places = [np.unravel_index(picture.argmax(), grid) for picture in pictures]
+    dots = [line.get_xydata()[0][::-1] for ax in figure.axes for line in ax.lines]
+    np.testing.assert_array_equal(dots, places)
     assert places[0] == (0, 0) and all(np.diff([row for row, _ in places]) > 0)
     corner, other = vectors[0, 0], vectors[-1, -1]
     cosine = corner @ other / np.linalg.norm(corner) / np.linalg.norm(other)
