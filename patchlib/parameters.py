@@ -274,7 +274,7 @@ class RunParameters(Recipe):
 class Compare(_Checked):
     """Parameters of ``notebooks/compare.ipynb``."""
 
-    cards: str = Field("../results", min_length=1, description="folder with the run cards, in it or below")
+    cards: str = Field("", description="folder with the run cards, in it or below; empty: the project's own")
 
 
 class ConvMixer(RunParameters):

@@ -112,7 +112,7 @@ def test_help_is_there_at_once():
     assert printed.startswith("usage: patchlib") and printed.endswith("False\n")
 
 
-@pytest.mark.parametrize("command", ["run", "predict", "evaluate", "export"])
+@pytest.mark.parametrize("command", ["run", "predict", "evaluate", "export", "notebooks"])
 def test_every_commands_help_has_an_example_that_is_a_command(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main([command, "--help"])
