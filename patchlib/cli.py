@@ -17,7 +17,7 @@ from pathlib import Path
 import patchlib
 
 _ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "saved_model": "-saved_model"}
-_NOTEBOOKS = "distributed jupyterlab papermill pyyaml"  # the extra of this name
+_EXTRA = "distributed jupyterlab papermill pyyaml"  # that of the name notebooks
 _MODEL = "such as cct-cifar10, a run's folder or a .keras file"
 
 
@@ -34,7 +34,7 @@ def main(words: list[str] | None = None) -> int:
         print("\ninterrupted", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
-        unsaid = f"{error.name} isn't installed: pip install {_NOTEBOOKS}"
+        unsaid = f"{error.name} isn't installed: pip install {_EXTRA}"
         code, reason = 2, error.msg if "pip install" in error.msg else unsaid
     except BrokenPipeError:  # whoever reads the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -116,6 +116,17 @@ def two_gpus(tmp_path, monkeypatch):
     (tmp_path / "nvidia-smi").chmod(0o755)
 
 
+def test_gpus_are_those_that_may_be_used_and_none_where_no_driver_answers(tmp_path, monkeypatch, two_gpus):
+    assert batch.gpus() == ["GPU-one", "GPU-two"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    assert batch.gpus() == ["3", "1"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho NVIDIA-SMI has failed\nexit 9\n")
+    assert batch.gpus() == []
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    assert batch.gpus() == []
+
+
 def test_eight_runs_on_two_gpus_of_which_one_fails_while_a_worker_and_a_kernel_are_killed(stub, two_gpus):
     words = ["--seeds", "8", "--set", "epochs=3"]
     process = start(*words, acts={0: "hang", 5: "fail", 6: "hang"})

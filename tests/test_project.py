@@ -84,7 +84,7 @@ def test_no_installation_takes_what_others_published_under_this_name():
 
 def test_what_a_command_says_to_install_is_the_extra():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert (shlex.split(cli._NOTEBOOKS), shlex.split(exporting._EXTRA)) == (extras["notebooks"], extras["export"])
+    assert (shlex.split(cli._EXTRA), shlex.split(exporting._EXTRA)) == (extras["notebooks"], extras["export"])
 
 
 def test_readme_is_short_and_names_what_exists():

@@ -47,7 +47,7 @@ def wheel(tmp_path_factory):
 def shell(wheel, tmp_path, monkeypatch):
     """Runs a line in an empty folder, in an environment with the wheel and this environment's packages."""
     environment = tmp_path / "environment"
-    venv.create(environment)
+    venv.create(environment, symlinks=True)
     (packages,) = environment.glob("lib/python*/site-packages")
     (packages / "others.pth").write_text(str(Path(np.__file__).parents[1]))
     pip = [sys.executable, "-m", "pip", "--python", environment, "install", "--quiet", "--no-deps", wheel]
