@@ -11,7 +11,7 @@ import os
 
 import lazy_loader
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Must precede TensorFlow's import; its start-up chatter is no output.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

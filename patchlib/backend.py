@@ -29,8 +29,8 @@ with quiet():
         if error.name not in ("tensorflow", "jax", "torch"):
             raise
         raise ModuleNotFoundError(
-            f"Keras' backend {error.name} isn't installed: pip install 'patchlib[tensorflow]' or 'patchlib[jax]', and "
-            "for JAX set KERAS_BACKEND=jax.",
+            f"Keras' backend {error.name} isn't installed: pip install tensorflow, or pip install jax and set "
+            "KERAS_BACKEND=jax",
             name=error.name,
         ) from None
     if keras.backend.backend() == "tensorflow":

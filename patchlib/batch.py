@@ -10,6 +10,7 @@ import logging
 import os
 import queue
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +24,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from patchlib import cards, files
-from patchlib.plan import NOTEBOOKS, Run, UsageError
+from patchlib.plan import Run, UsageError
 from patchlib.schema import brief, shown
 
 LEFT = ("curves.png", cards.MODEL, cards.PREDICTIONS, cards.CARD)  # what a run leaves, beside its notebook
@@ -71,8 +72,10 @@ def execute(
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stderr.fileno())
     worker = distributed.get_worker()
+    if place and len(found := gpus()) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = found[worker.name % len(found)]  # here, workers' names are 0, 1, ...
     disk = Path(worker.local_directory).parent / "patchlib"
-    folder, cwd = map(Path, place or (disk / name, NOTEBOOKS if NOTEBOOKS.is_dir() else Path.cwd()))
+    folder, cwd = map(Path, place or (disk / name, disk))
     folder.mkdir(parents=True, exist_ok=True)
     executed, unfinished = folder / f"{architecture}.ipynb", folder / f"{architecture}.unfinished.ipynb"
     os.environ["PATCHLIB_KEEP_CHECKPOINT"] = "1"  # for the kernel, which inherits it
@@ -112,6 +115,16 @@ def execute(
     return {"error": error, "files": sent, "folder": str(folder), "worker": worker.address}
 
 
+def gpus() -> list[str]:
+    """This machine's NVIDIA GPUs, or those of ``CUDA_VISIBLE_DEVICES``, by the names that this variable takes."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+    ask = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
+    with suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.split()
+    return []
+
+
 def judge(run: Run, status: str) -> Outcome:
     """A run's outcome by its card, which must hold the wanted parameters, and its files' digests if it has them."""
     digests, wanted = run.folder / cards.SUMS, run.parameters.model_dump(exclude={"run_dir"})
@@ -130,13 +143,14 @@ def judge(run: Run, status: str) -> Outcome:
 
 
 def run_all(
-    runs: list[Run], workers: int = 1, scheduler: str | None = None, timeout: float | None = None
+    runs: list[Run], workers: int | None = None, scheduler: str | None = None, timeout: float | None = None
 ) -> dict[Run, Outcome]:
     """Execute what isn't finished, and report on stderr.
 
     Args:
         runs: as ``plan`` gives them.
-        workers: how many processes to start, if there's no ``scheduler``.
+        workers: how many processes to start, if there's no ``scheduler``; None: one for each GPU, at least one. Where
+            there are several GPUs, a worker has one of them.
         scheduler: address of a Dask cluster's scheduler.
         timeout: seconds that a cell may take.
 
@@ -150,7 +164,7 @@ def run_all(
         return outcomes
     with ExitStack() as stack:
         report = stack.enter_context(_Report(todo, outcomes))
-        client = _connect(scheduler, min(workers, len(todo)), stack)
+        client = _connect(scheduler, min(workers or len(gpus()) or 1, len(todo)), stack)
         futures, ended = _submit(client, todo, scheduler is None, timeout)
         try:
             while futures:

@@ -1,4 +1,4 @@
-"""The command line: ``patchlib run``, ``predict``, ``evaluate`` and ``export``.
+"""The command line: ``patchlib run``, ``predict``, ``evaluate``, ``export`` and ``notebooks``.
 
 A command is two functions: one that adds its parser, and one that does what was asked and returns the exit code. The
 first needs the standard library alone, so help is there at once; the second imports what it needs.
@@ -9,44 +9,50 @@ import csv
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
 
+import patchlib
+
 _ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "saved_model": "-saved_model"}
+_EXTRA = "distributed jupyterlab papermill pyyaml"  # that of the name notebooks
 _MODEL = "such as cct-cifar10, a run's folder or a .keras file"
 
 
 def main(words: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     asked = _parser().parse_args(words)
-    from patchlib import files, networks, pictures, plan
-
     try:
+        from patchlib import files, networks, pictures, plan
+
         code = asked.do(asked)
         sys.stdout.flush()
         return code
-    except (plan.UsageError, pictures.DataError, networks.ModelError, files.PathError) as error:
-        code, reason = 2, str(error)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
     except ModuleNotFoundError as error:
-        unsaid = f"{error.name} isn't installed: pip install 'patchlib[notebooks]'."
+        unsaid = f"{error.name} isn't installed: pip install {_EXTRA}"
         code, reason = 2, error.msg if "pip install" in error.msg else unsaid
     except BrokenPipeError:  # whoever reads the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         code, reason = 1, str(error)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+    except (plan.UsageError, pictures.DataError, networks.ModelError, files.PathError) as error:
+        code, reason = 2, str(error)
     print(f"patchlib {asked.command}: {reason}", file=sys.stderr)
     return code
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="patchlib", allow_abbrev=False)
+    ends = "Example: patchlib run convmixer. Each command has --help, with its own example and exit codes."
+    parser = argparse.ArgumentParser(prog="patchlib", epilog=ends, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"patchlib {patchlib.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    for add in (_add_run, _add_predict, _add_evaluate, _add_export):
+    for add in (_add_run, _add_predict, _add_evaluate, _add_export, _add_notebooks):
         add(commands)
     return parser
 
@@ -82,10 +88,10 @@ def _add_run(commands):
     seeds.add_argument("--seed", type=_number(0), metavar="N", help="this seed alone")
     add("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="a parameter; repeatable")
     add("--out", type=Path, default=Path("runs"), metavar="FOLDER", help="where the runs' folders are made (runs)")
-    add("--notebooks", dest="folder", type=Path, metavar="FOLDER", help="(default: the checkout's)")
+    add("--notebooks", dest="folder", type=Path, metavar="FOLDER", help="(default: patchlib's own)")
     add("--timeout", type=_number(1), metavar="SECONDS", help="a run fails if one of its cells takes longer")
     pool = run.add_mutually_exclusive_group()
-    pool.add_argument("--workers", type=_number(1), default=1, metavar="N", help="how many runs at a time (default: 1)")
+    pool.add_argument("--workers", type=_number(1), metavar="N", help="runs at a time (one for each GPU, or one)")
     pool.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="run on the workers of this Dask cluster")
 
 
@@ -258,4 +264,21 @@ def _export(asked):
     except ValueError as error:
         raise plan.UsageError(str(error)) from None
     print(f"{os.path.relpath(path)}: its logits for crops of two photographs are the network's to {apart:.1g}")
+    return 0
+
+
+def _add_notebooks(commands):
+    what = "Copy the notebooks, their tiers and their diagrams into a folder, to be read, changed and run there."
+    copy = _command(commands, _notebooks, what, "", "notebooks notebooks/", "0 all are copied, 1 failed")
+    copy.add_argument("folder", metavar="FOLDER", help="a new one, or one without these files")
+
+
+def _notebooks(asked):
+    from patchlib import plan
+
+    folder = plan.folder("FOLDER", asked.folder)
+    if there := sorted(path.name for path in plan.NOTEBOOKS.iterdir() if (folder / path.name).exists()):
+        raise plan.UsageError(f"received {folder}, which has {', '.join(there)}; accepted: a folder without these.")
+    shutil.copytree(plan.NOTEBOOKS, folder, ignore=shutil.ignore_patterns("runs", ".*"), dirs_exist_ok=True)
+    print(f"to open the notebooks: jupyter lab {shlex.quote(os.path.relpath(folder))}")
     return 0

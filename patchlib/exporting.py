@@ -21,6 +21,7 @@ from patchlib.layers import kernels
 from patchlib.schema import shown
 
 TOLERANCE = 1e-4  # of a logit
+_EXTRA = "ai-edge-litert 'backports-strenum<1.3' onnx onnxruntime tensorflow tf2onnx"  # that of the name export
 
 
 class ExportError(RuntimeError):
@@ -57,7 +58,7 @@ def export(model: keras.Model, to: str, path: str | os.PathLike) -> float:
     keras_format, needed, opened = _FORMATS[to]
     for name in needed:
         if not importlib.util.find_spec(name):
-            raise ModuleNotFoundError(f"{name} isn't installed: pip install 'patchlib[export]'.", name=name)
+            raise ModuleNotFoundError(f"{name} isn't installed: pip install {_EXTRA}", name=name)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
         file = Path(folder, "network.tflite")  # an ending that Keras insists on for LiteRT; other formats take any
         try:

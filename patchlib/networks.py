@@ -22,7 +22,10 @@ if TYPE_CHECKING:  # else a command would wait for Keras before it says that the
     from patchlib.backend import keras
 
 _MOST_TEXT = 2**26  # bytes; a card has a hundred thousand, a configuration fewer
-PUBLISHED = Path(__file__).parents[1] / "results" / "weights"
+# Where notebooks, run cards and trained networks are: in the wheel inside the package, in a checkout beside it.
+PROJECT = next(path for path in (Path(__file__).with_name("_project"), Path(__file__).parents[1]) if path.exists())
+RESULTS = PROJECT / "results"
+PUBLISHED = RESULTS / "weights"
 
 
 class ModelError(ValueError):
@@ -148,5 +151,5 @@ def _probe(features, head, train):
 
 
 def published() -> list[str]:
-    """The names of the trained networks that come with the project's checkout."""
+    """The names of the trained networks that come with this package."""
     return sorted(path.stem for path in PUBLISHED.glob("*.keras"))

@@ -1,6 +1,7 @@
 """What all notebooks of an architecture do alike, as calls: a look at the data, at a finished run, at full runs."""
 
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def where_it_is_wrong(data: Data, folder: Path) -> Figure:
     return plots.mistakes(data.test.images, found)
 
 
-def full_runs(card: dict, folder: str = "../results") -> Figure:
+def full_runs(card: dict, folder: str | os.PathLike = networks.RESULTS) -> Figure:
     """Show the full runs of a card's architecture as a table, their ablations if there are any, and their curves.
 
     They are the run cards below ``folder``. For a run on one's own data, or where there are none yet, it's that run.

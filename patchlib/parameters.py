@@ -159,7 +159,7 @@ class RunParameters(Recipe):
 class Compare(Checked):
     """Parameters of ``notebooks/compare.ipynb``."""
 
-    cards: str = Field("../results", min_length=1, description="folder with the run cards, in it or below")
+    cards: str = Field("", description="folder with the run cards, in it or below; empty: the project's own")
 
 
 class ConvMixer(RunParameters):

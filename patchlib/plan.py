@@ -3,6 +3,7 @@
 import argparse
 import ast
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from patchlib.files import PathError, user_path
 from patchlib.parameters import ARCHITECTURES, RunParameters
 from patchlib.schema import ParameterError, nearest, shown
 
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = networks.PROJECT / "notebooks"
 
 # What can't be --set, and why.
 _REFUSED = {
@@ -45,7 +46,7 @@ def plan(asked: argparse.Namespace) -> list[Run]:
         UsageError: a notebook, a tier, a parameter or a data set is unknown or not accepted.
     """
     settings, seeds, runs = _settings(asked.settings), list(_seeds(asked)), []
-    out, notebooks = _folder("--out", asked.out), _folder("--notebooks", asked.folder or NOTEBOOKS)
+    out, notebooks = folder("--out", asked.out), folder("--notebooks", asked.folder or NOTEBOOKS)
     for architecture in dict.fromkeys(asked.notebooks or ARCHITECTURES):
         _refuse_unknown("notebook", architecture, ARCHITECTURES)
         notebook = notebooks / f"{architecture}.ipynb"
@@ -63,13 +64,16 @@ def plan(asked: argparse.Namespace) -> list[Run]:
                     parameters = kind(**values | {"seed": seed, "run_dir": ""})
                 except ParameterError as error:
                     raise UsageError(f"{architecture}, tier {tier}: {error}") from None
-                folder = out / cards.folder_name(architecture, parameters, settings)
-                runs.append(Run(notebook, parameters, folder))
+                runs.append(Run(notebook, parameters, out / cards.folder_name(architecture, parameters, settings)))
     return sorted(runs, key=lambda run: seeds.index(run.parameters.seed))
 
 
-def _folder(option, path):
-    """The absolute path of a folder, which may not be there yet."""
+def folder(option: str, path: str | os.PathLike) -> Path:
+    """The absolute path of the folder that ``option`` names, which may not be there yet.
+
+    Raises:
+        UsageError: it can't be a folder.
+    """
     try:
         path = user_path(path).absolute()
         if not path.exists() or path.is_dir():

@@ -31,6 +31,7 @@ from patchlib import parameters
 p = parameters.ConvMixer.read(globals())
 act = json.loads(os.environ["STUB"]).get(str(seed))
 folder = pathlib.Path(run_dir)
+pathlib.Path(os.environ["STUB_LOG"], f"gpu{seed}").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
 log = pathlib.Path(os.environ["STUB_LOG"], f"seed{seed}")
 first = not log.exists()
 while (epoch := len(list(folder.glob("checkpoint-*"))) + 1) <= epochs:
@@ -106,8 +107,28 @@ def names(folder):
 WHOLE = ["SHA256SUMS", "convmixer.ipynb", "model.keras", "run.json"]
 
 
-def test_eight_runs_of_which_one_fails_while_a_worker_and_a_kernel_are_killed(stub):
-    words = ["--seeds", "8", "--workers", "2", "--set", "epochs=3"]
+@pytest.fixture
+def two_gpus(tmp_path, monkeypatch):
+    """Their driver says that there are two."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho GPU-one\necho GPU-two\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+
+
+def test_gpus_are_those_that_may_be_used_and_none_where_no_driver_answers(tmp_path, monkeypatch, two_gpus):
+    assert batch.gpus() == ["GPU-one", "GPU-two"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    assert batch.gpus() == ["3", "1"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho NVIDIA-SMI has failed\nexit 9\n")
+    assert batch.gpus() == []
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    assert batch.gpus() == []
+
+
+def test_eight_runs_on_two_gpus_of_which_one_fails_while_a_worker_and_a_kernel_are_killed(stub, two_gpus):
+    words = ["--seeds", "8", "--set", "epochs=3"]
     process = start(*words, acts={0: "hang", 5: "fail", 6: "hang"})
     for seed, which in ((0, 2), (6, 1)):
         wait_for(lambda seed=seed: log(stub, seed), process)
@@ -122,6 +143,9 @@ def test_eight_runs_of_which_one_fails_while_a_worker_and_a_kernel_are_killed(st
         left = names(stub / "out" / f"convmixer-smoke-digits-epochs=3-seed{seed}")
         assert left == WHOLE if seed != 5 else "convmixer.ipynb" not in left and "convmixer.unfinished.ipynb" in left
     assert len({worker for *_, worker in log(stub, 0)}) == len({kernel for _, kernel, _ in log(stub, 6)}) == 2
+    used = {(log(stub, seed)[-1][2], (stub / "log" / f"gpu{seed}").read_text()) for seed in range(8)}
+    assert len(used) == len({worker for worker, _ in used}), "a worker keeps its GPU"
+    assert {gpu for _, gpu in used} == {"GPU-one", "GPU-two"}
 
     before = {path: path.stat().st_mtime_ns for path in (stub / "out").glob("*/run.json")}
     code, output, errors = end(start(*words))  # the notebook's last cell has been mended

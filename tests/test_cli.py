@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -20,7 +21,7 @@ from test_plan import planned
 from test_prediction import pictures_of_every_kind
 
 import patchlib
-from patchlib import cli, exporting, models, networks
+from patchlib import cli, exporting, models, networks, plan
 
 
 @pytest.mark.parametrize(
@@ -112,13 +113,56 @@ def test_help_is_there_at_once():
     assert printed.startswith("usage: patchlib") and printed.endswith("False\n")
 
 
-@pytest.mark.parametrize("command", ["run", "predict", "evaluate", "export"])
+@pytest.mark.parametrize("command", ["run", "predict", "evaluate", "export", "notebooks"])
 def test_every_commands_help_has_an_example_that_is_a_command(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main([command, "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     example = re.search(r"Example: patchlib (.*?)\. Exit code: 0 ", shown)[1].partition(" > ")[0]
     assert cli._parser().parse_args(shlex.split(example)).command == command
+
+
+INTERRUPTED = """
+import sys
+class Interrupt:
+    def find_spec(name, *_):
+        if name == "numpy":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt)
+from patchlib import cli
+print(cli.main(["predict", "cct-cifar10", "cat.png"]))
+"""
+
+
+def test_an_interruption_while_modules_are_imported_is_one(tmp_path):
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, env=os.environ)
+    assert (done.stdout, done.stderr) == ("130\n", "\ninterrupted\n")
+
+
+def test_a_missing_extra_is_said_in_a_sentence(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    assert cli.main(["run", "cct"]) == 2
+    sentence = "patchlib run: yaml isn't installed: pip install distributed jupyterlab papermill pyyaml\n"
+    assert capsys.readouterr().err == sentence
+
+
+def test_notebooks_are_copied_beside_other_files_and_never_overwritten(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    Path("mine/notes.txt").write_text("kept")
+    assert cli.main(["notebooks", "mine"]) == 0
+    assert capsys.readouterr().out == "to open the notebooks: jupyter lab mine\n"
+    for kind in ("*.ipynb", "tiers/*.yaml", "diagrams/*.svg"):
+        there = {path.name: path.read_bytes() for path in plan.NOTEBOOKS.glob(kind)}
+        assert {path.name: path.read_bytes() for path in Path("mine").glob(kind)} == there != {}
+    (run,) = planned("cct", "--tier", "fast", "--notebooks", "mine").values()
+    assert (run.notebook, run.parameters.dataset) == (tmp_path / "mine" / "cct.ipynb", "cifar10")
+    Path("mine/cct.ipynb").write_text("changed")
+    assert cli.main(["notebooks", "mine"]) == 2
+    assert f"received {tmp_path}/mine, which has cct.ipynb, compare.ipynb, " in capsys.readouterr().err
+    assert Path("mine/cct.ipynb").read_text() == "changed" and Path("mine/notes.txt").read_text() == "kept"
+    assert cli.main(["notebooks", "mine/notes.txt"]) == 2
+    assert "FOLDER: 'mine/notes.txt' isn't a folder" in capsys.readouterr().err.replace(f"{tmp_path}/", "")
 
 
 def test_no_scheduler_is_said_in_a_sentence(monkeypatch, tmp_path, capsys):

@@ -17,7 +17,6 @@ def lab(tmp_path_factory, chromium):
     """The address of a JupyterLab on a copy of the notebooks, since it saves what it runs."""
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
-    (folder / "results").symlink_to(ROOT / "results")
     command = [
         sys.executable,
         "-m",

@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -14,6 +15,7 @@ import refresh
 from bite import BUGS, place
 
 import patchlib
+from patchlib import cli, exporting
 from patchlib.parameters import ARCHITECTURES
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +63,28 @@ def test_every_dependency_is_locked():
     locked = set(re.findall(r"^([a-z0-9-]+)==", (ROOT / "constraints.txt").read_text(), re.M))
     assert {re.match(r"[\w-]+", requirement)[0] for requirement in wanted} <= locked
     assert "://" not in (ROOT / "constraints.txt").read_text()
+
+
+def test_a_release_has_one_version():
+    texts = {name: (ROOT / name).read_text() for name in ("README.md", "CHANGELOG.md", "CITATION.cff")}
+    assert f"patchlib_keras-{patchlib.__version__}-py3-none-any.whl" in texts["README.md"]
+    assert re.search(r"^## (\d.*?) - ", texts["CHANGELOG.md"], re.M)[1] == patchlib.__version__
+    assert f"\nversion: {patchlib.__version__}\n" in texts["CITATION.cff"]
+
+
+def test_no_installation_takes_what_others_published_under_this_name():
+    paths = [
+        path for kind in ("*.md", "docs/**/*.md", "notebooks/**/*", "patchlib/**/*.py") for path in ROOT.glob(kind)
+    ]
+    texts = {path: path.read_text() for path in paths if path.suffix in (".md", ".ipynb", ".py")}
+    assert {
+        path for path, text in texts.items() if re.search(r"pip install\b[^`\n]*\bpatchlib(-keras)?\b", text)
+    } == set()
+
+
+def test_what_a_command_says_to_install_is_the_extra():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert (shlex.split(cli._EXTRA), shlex.split(exporting._EXTRA)) == (extras["notebooks"], extras["export"])
 
 
 def test_readme_is_short_and_names_what_exists():
