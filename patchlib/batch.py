@@ -263,6 +263,8 @@ def _connect(scheduler, workers, stack):
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
         shared[name] = str(max(1, CPU_COUNT // workers))
     environment = {name: os.environ.get(name, value) for name, value in shared.items()}
+    # Kernels import this very package, and not another checkout's.
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     if "PATCHLIB_DATA" in os.environ:  # the notebooks are executed in another folder
         environment["PATCHLIB_DATA"] = str(files.user_path(os.environ["PATCHLIB_DATA"]).absolute())
     scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="patchlib-", ignore_cleanup_errors=True))

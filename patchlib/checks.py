@@ -17,8 +17,13 @@ def layer(layer: keras.layers.Layer, x: np.ndarray, definition, *arguments, tole
     """A layer equals its definition of ``patchlib.reference``, for random weights: ``definition(x, weights, ...)``."""
     layer.build(x.shape)
     expected = definition(x.astype("float64"), reference.randomize(layer), *arguments)
-    np.testing.assert_allclose(keras.ops.convert_to_numpy(layer(x)), expected, rtol=tolerance, atol=tolerance)
-    print(f"{type(layer).__name__}: {x.shape} -> {expected.shape}, equal to its definition within {tolerance}")
+    found, name = keras.ops.convert_to_numpy(layer(x)), type(layer).__name__
+    assert found.shape == expected.shape, f"{name} gives {found.shape}, its definition {expected.shape}"
+    apart = np.abs(found - expected).max()
+    assert np.allclose(found, expected, tolerance, tolerance), (
+        f"{name} differs from its definition by up to {apart:.3g}"
+    )
+    print(f"{name}: {x.shape} -> {expected.shape}, equal to its definition within {tolerance}")
 
 
 def parameters(model: keras.Model, formula: int) -> None:

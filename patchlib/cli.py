@@ -211,7 +211,8 @@ def _evaluate(asked):
         if there != here:
             raise plan.UsageError(f"{asked.data} has {what} {shown(there)}, accepted: the model's, {shown(here)}.")
     shares = evaluation.probabilities(training.logits(model, found.test), networks.temperature(model))
-    tables = evaluation.tables(found.test.labels, shares.argmax(axis=1), shares.max(axis=1), classes)
+    test, predicted = found.test, shares.argmax(axis=1)
+    tables = evaluation.tables(test.labels, predicted, shares.max(axis=1), classes, test.files)
 
     def fill(folder):
         for name, rows in tables.items():

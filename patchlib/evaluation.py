@@ -54,7 +54,11 @@ def _error(calibrated):
 
 
 def tables(
-    labels: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, classes: Sequence[str]
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    confidence: np.ndarray,
+    classes: Sequence[str],
+    files: np.ndarray | None = None,
 ) -> dict[str, list]:
     """Where a classifier is right and where it is wrong, as tables, each a list of rows under a row of names.
 
@@ -62,12 +66,13 @@ def tables(
         labels, predicted: int (N,), what each image is and what it's taken for.
         confidence: float (N,), the probability of the latter.
         classes: names, in the order of the labels.
+        files: (N,), the images' paths, if they have any.
 
     Returns:
         ``accuracy``: with its 95% interval (Wilson, 1927) and the error of calibration. ``classes``: precision and
         recall of each; nan where nothing is taken for it, or nothing belongs to it. ``confusion``: how many images of
         a row's class are taken for a column's. ``calibration``: as the function has it. ``mistakes``: the wrong
-        answers by the number of the image, the surest first.
+        answers by the number of the image, and its file, the surest first.
     """
     from sklearn import metrics  # here, because it takes a second to import
 
@@ -80,13 +85,17 @@ def tables(
     )
     matrix = metrics.confusion_matrix(labels, predicted, labels=numbers).tolist()
     wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
-    mistakes = zip(wrong, names[labels[wrong]], names[predicted[wrong]], confidence[wrong], strict=True)
+    mistakes = [wrong, names[labels[wrong]], names[predicted[wrong]], confidence[wrong]]
+    mistakes += [] if files is None else [files[wrong]]
     return {
         "accuracy": [("images", "accuracy", "low", "high", "calibration_error"), accuracy],
         "classes": [("class", "images", "precision", "recall"), *zip(classes, images, precision, recall, strict=True)],
         "confusion": [("class", *classes), *((name, *row) for name, row in zip(classes, matrix, strict=True))],
         "calibration": [("confidence", "accuracy", "images"), *calibrated],
-        "mistakes": [("image", "class", "taken_for", "confidence"), *mistakes],
+        "mistakes": [
+            ("image", "class", "taken_for", "confidence", "file")[: len(mistakes)],
+            *zip(*mistakes, strict=True),
+        ],
     }
 
 

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from patchlib import cards, data, networks
+from patchlib import cards, data, networks, sources
 from patchlib.files import PathError, user_path
 from patchlib.parameters import ARCHITECTURES, RunParameters
 from patchlib.schema import ParameterError, nearest, shown
@@ -146,7 +146,12 @@ def _network(name):
 
 
 def data_set(name: str, local: bool = True) -> str:
-    """A data set's name, or its path as the notebook understands it, which is executed elsewhere."""
+    """A data set's name, or its path as the notebook understands it, which is executed elsewhere.
+
+    Raises:
+        DataError: it's a folder without one named "train".
+        UsageError: there's no such data set.
+    """
     try:
         path, names = user_path(name), ", ".join(data.NAMES)
     except PathError as error:
@@ -154,6 +159,8 @@ def data_set(name: str, local: bool = True) -> str:
     if name in data.NAMES or (not local and path.is_absolute()):
         return name
     if local and path.exists():
+        if path.is_dir():
+            sources.refuse_unsorted(path)
         return str(path.absolute())
     where = f"a path, and there is no {path.absolute()}" if local else "an absolute path on the workers' own disks"
     raise UsageError(

@@ -202,7 +202,7 @@ def mistakes(images, found: dict[str, list]) -> Figure:
     axes = lower.subplots(2, 8).ravel()
     for ax in axes:
         ax.axis("off")
-    for ax, (image, name, other, share) in zip(axes, found["mistakes"][1:], strict=False):
+    for ax, (image, name, other, share, *_) in zip(axes, found["mistakes"][1:], strict=False):
         ax.imshow(images[image])
         ax.set_title(f"{name}\ntaken for {other}\n{share:.0%}", fontsize=7)
     plt.close(figure)

@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -34,17 +35,18 @@ _CLASSES = {
 
 @dataclass(frozen=True)
 class Split:
-    """images: uint8 (N, H, W, 3), 0 to 255. labels: int64 (N,), 0 to classes - 1."""
+    """images: uint8 (N, H, W, 3), 0 to 255. labels: int64 (N,), 0 to classes - 1. files: paths (N,) of pictures."""
 
     images: np.ndarray
     labels: np.ndarray
+    files: np.ndarray | None = None
 
     def __len__(self):
         return len(self.labels)
 
     def take(self, index) -> "Split":
-        """The images that a NumPy index chooses, with their labels."""
-        return Split(self.images[index], self.labels[index])
+        """The images that a NumPy index chooses, with their labels and files."""
+        return Split(self.images[index], self.labels[index], None if self.files is None else self.files[index])
 
 
 def read(name: str, image_size: int, patch_size: int) -> tuple[tuple[Split, Split | None, Split | None], list[str]]:
@@ -203,9 +205,16 @@ def _checked(path, keys, images, labels) -> Split:
     return Split(np.broadcast_to(images, (*images.shape[:3], 3)), labels.reshape(-1).astype("int64"))
 
 
+def refuse_unsorted(folder: Path) -> None:
+    """Refuse a folder of pictures that has no ``train/``, and say what goes where."""
+    if not (folder / "train").is_dir():
+        there = ", ".join(_subfolders(folder))
+        hint = f"; it has {brief(there)}, which may belong there" if there else ""
+        raise DataError(f"{folder} has no folder 'train': expected are pictures {folder}/train/<class>/*.png{hint}.")
+
+
 def _folder(path, size, patch_size):
-    if not (path / "train").is_dir():
-        raise DataError(f"{path} has no folder 'train': expected {path}/train/<class>/*.png.")
+    refuse_unsorted(path)
     classes, parts = _subfolders(path / "train"), [part for part in PARTS if (path / part).is_dir()]
     _refuse_classes(path, {part: _subfolders(path / part) for part in parts})
     found = {part: [find_pictures(path / part / name) for name in classes] for part in parts}
@@ -273,6 +282,7 @@ def _pictures(pairs, size, patch_size):
             other, first = (" x ".join(map(str, shape[:2])) for shape in (picture.shape, images.shape[1:]))
             raise DataError(f"{file} is of {other} pixels, {files[0]} of {first}: give an image_size to fit both.")
         images[i] = picture
-    whole, ends = Split(images, np.array(labels)), np.cumsum([0, *map(len, pairs.values())])
+    whole = Split(images, np.array(labels), np.array([str(file) for file in files]))
+    ends = np.cumsum([0, *map(len, pairs.values())])
     splits = {part: whole.take(slice(*ends[i : i + 2])) for i, part in enumerate(pairs)}
     return splits["train"], splits.get("val"), splits.get("test")

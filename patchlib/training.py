@@ -124,7 +124,7 @@ def few_steps(split: Split, recipe: Recipe) -> list[str]:
     steps = recipe.epochs * count_steps(split, recipe)
     if steps >= FEW_STEPS:
         return []
-    batch_size = max(1, min(recipe.batch_size, 2 ** int(math.log2(max(1, len(split) / 8)))))
+    batch_size = min(recipe.batch_size, max(8, 2 ** int(math.log2(max(1, len(split) / 8)))), len(split))
     epochs = math.ceil(ENOUGH_STEPS / (len(split) // batch_size))
     return [
         f"batch_size {recipe.batch_size} and epochs {recipe.epochs} make {steps} steps of {len(split)} training "

@@ -32,6 +32,7 @@ p = parameters.ConvMixer.read(globals())
 act = json.loads(os.environ["STUB"]).get(str(seed))
 folder = pathlib.Path(run_dir)
 pathlib.Path(os.environ["STUB_LOG"], f"gpu{seed}").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+pathlib.Path(os.environ["STUB_LOG"], "imported").write_text(parameters.__file__)
 log = pathlib.Path(os.environ["STUB_LOG"], f"seed{seed}")
 first = not log.exists()
 while (epoch := len(list(folder.glob("checkpoint-*"))) + 1) <= epochs:
@@ -337,6 +338,14 @@ def test_files_of_other_names_that_a_worker_sends_are_refused(tmp_path, monkeypa
     outcome = batch._collect(None, run, Future())
     assert outcome.status == "failed" and outcome.reason.startswith(f"the worker sent [{name!r}], accepted: ")
     assert not list(tmp_path.rglob("*evil*")) and not run.folder.exists()
+
+
+def test_a_kernel_imports_the_package_of_who_runs_it(stub):
+    shutil.copytree(ROOT / "patchlib", stub / "patchlib", ignore=shutil.ignore_patterns("__pycache__"))
+    env = {name: value for name, value in (os.environ | stubbed({})).items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-m", "patchlib", "run", "convmixer", "--notebooks", "notebooks", "--out", "out"]
+    subprocess.run(command, env=env, capture_output=True)
+    assert (stub / "log" / "imported").read_text() == str(stub / "patchlib" / "parameters.py")
 
 
 def test_a_real_notebook(tmp_path):

@@ -7,6 +7,18 @@ from patchlib.data import Data, Split, load_data
 from patchlib.parameters import Recipe
 
 
+def test_a_layer_that_is_not_its_definition_is_named():
+    dense, x = keras.layers.Dense(3), np.ones((2, 4), "float32")
+    right = lambda x, weights: x @ weights["kernel"] + weights["bias"]  # noqa: E731
+    checks.layer(dense, x, right)
+    with pytest.raises(AssertionError, match="Dense differs from its definition by up to 0.5"):
+        checks.layer(keras.layers.Dense(3), x, lambda x, weights: right(x, weights) + 0.5)
+    with pytest.raises(AssertionError, match=r"Dense gives \(2, 3\), its definition \(1, 3\)"):
+        checks.layer(keras.layers.Dense(3), x, lambda x, weights: right(x, weights)[:1])
+    with pytest.raises(AssertionError, match="nan"):
+        checks.layer(keras.layers.Dense(3), x, lambda x, weights: right(x, weights) * np.nan)
+
+
 def picture(kind, height=12, width=20):
     """An image of one colour, its own mirror image, or noise."""
     shape = {"black": (1, 1, 3), "striped": (height, 1, 3), "noise": (height, width, 3)}[kind]

@@ -309,11 +309,11 @@ def test_evaluate_counts_what_classify_says_of_the_test_images(model, labelled, 
     names = ["accuracy.csv", "calibration.csv", "classes.csv", "confusion.csv", "mistakes.csv", "mistakes.png"]
     assert sorted(path.name for path in (tmp_path / "found").iterdir()) == names
     head, *rows = csv.reader((tmp_path / "found" / "mistakes.csv").read_text().splitlines())
-    assert head == ["image", "class", "taken_for", "confidence"]
+    assert head == ["image", "class", "taken_for", "confidence", "file"]
     wrong = [number for number in range(9) if not right[number]]
     assert sorted(int(row[0]) for row in rows) == wrong
-    for number, name, other, share in rows:
-        assert labelled[int(number)].parent.name == name
+    for number, name, other, share, file in rows:
+        assert (tmp_path / file, name) == (labelled[int(number)], labelled[int(number)].parent.name)
         assert answers[int(number)] == pytest.approx({other: float(share)}, rel=1e-4)
     with Image.open(tmp_path / "found" / "mistakes.png") as figure:
         assert figure.width > 1000

@@ -6,6 +6,7 @@ import pytest
 
 from patchlib import cli, plan
 from patchlib.parameters import ARCHITECTURES
+from patchlib.pictures import DataError
 
 pytest.importorskip("yaml", reason="it comes with the notebooks' extra")
 
@@ -37,9 +38,17 @@ def test_a_network_to_start_from_is_found_before_anything_starts(tmp_path, monke
         planned("cct", "--set", "init_from=cct-cifar11")
 
 
+def test_a_folder_without_train_is_refused_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("cats", "dogs"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+    with pytest.raises(DataError, match="photos has no folder 'train': .*/train/<class>/; it has cats, dogs, which"):
+        planned("cct", "--set", "dataset=photos")
+
+
 def test_data_sets_of_one_name_have_two_folders_and_absolute_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("a/photos", "b/photos"):
+    for name in ("a/photos/train", "b/photos/train"):
         (tmp_path / name).mkdir(parents=True)
     (a, first), (b, _) = [planned("cct", "--set", f"dataset={x}/photos").popitem() for x in "ab"]
     assert a != b and a.startswith("cct-smoke-photos-") and "/" not in a

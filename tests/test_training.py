@@ -295,7 +295,12 @@ def test_the_test_images_decide_nothing():
     ("count", "recipe", "words"),
     [
         (129, Recipe(epochs=25), ["batch_size 128 and epochs 25 make 25 steps of 129", "batch_size 16 and epochs 63"]),
-        (43, Recipe(epochs=2, batch_size=64), ["batch_size 64 and epochs 2", "batch_size 4", "would make 500"]),
+        (5, Recipe(), ["batch_size 5 and epochs 500 would make 500"]),
+        (
+            43,
+            Recipe(epochs=2, batch_size=64),
+            ["batch_size 64 and epochs 2", "batch_size 8 and epochs 100", "would make 500"],
+        ),
     ],
 )
 def test_too_few_steps_are_remarked_on_with_what_would_do(count, recipe, words):

@@ -287,7 +287,7 @@ def accuracy_summary(found):
         times = [f"{row['example'] / 60:,.0f}", f"{row['fast'] / 60:.1f}", f"{row['example'] / row['fast']:.1f}"]
         sooner = _as_the_first_epoch(architecture, row)
         rows.append([ARCHITECTURES[architecture].title, accuracies[0], times[0], accuracies[1], *times[1:], sooner])
-    return markdown.table([*columns, "as its first epoch at that accuracy"], rows)
+    return markdown.table([*columns, "times as fast as the baseline's first epoch there"], rows)
 
 
 def _as_the_first_epoch(architecture, row):
@@ -296,7 +296,7 @@ def _as_the_first_epoch(architecture, row):
     curves = [card["history"]["val_accuracy"] for card in found if card["tier"] == "baseline"]
     epochs = [epoch for curve in curves for epoch, reached in enumerate(curve, 1) if reached >= row["published"]]
     if not epochs:
-        return "never there" if curves else ""
+        return "it never gets there" if curves else ""
     return f"{row['example'] * min(epochs) / row['epochs'] / row['fast']:.1f}"
 
 

@@ -142,7 +142,7 @@ def overview(found, examples, timed):
         examples: as in ``examples.yaml``.
         timed: as ``bench.time_to_accuracy`` measured.
     """
-    columns = ["", "example, %", "epochs", "baseline, %", "`fast`, %", "epochs", "share of the example's time"]
+    columns = ["", "data", "example, %", "epochs", "baseline, %", "`fast`, %", "epochs", "share of the example's time"]
     rows = []
     for architecture in ARCHITECTURES:
         example, time = examples.get(architecture), timed.get(architecture)
@@ -156,8 +156,15 @@ def overview(found, examples, timed):
             if tier == "fast":
                 row.append(f"{time['fast'] / time['example']:.1%}" if time else "")
         sizes = [c["model"]["parameters"] for c in found if (c["architecture"], c["tier"]) == (architecture, "tuned")]
-        rows.append([ARCHITECTURES[architecture].title, *row, f"{max(sizes):,}" if sizes else ""])
+        data = _data(found, architecture)
+        rows.append([ARCHITECTURES[architecture].title, data, *row, f"{max(sizes):,}" if sizes else ""])
     return markdown.table([*columns, "`tuned`, %", "epochs", "parameters"], rows)
+
+
+def _data(found, architecture):
+    """The data sets of an architecture's cards, as their authors write them."""
+    names = sorted({card["dataset"]["name"] for card in found if card["architecture"] == architecture})
+    return ", ".join(name.replace("cifar", "CIFAR-") for name in names)
 
 
 def headline(found, examples):
