@@ -43,8 +43,13 @@ def main(words: list[str] | None = None) -> int:
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        super().error(message if len(message) <= 300 else f"{message[:300]}...")
+
+
 def _parser():
-    parser = argparse.ArgumentParser(prog="patchlib", allow_abbrev=False)
+    parser = _Parser(prog="patchlib", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for add in (_add_run, _add_predict, _add_evaluate, _add_export):
         add(commands)
@@ -61,9 +66,12 @@ def _command(commands, do, what, more, example, codes):
 
 def _number(least):
     def number(text):
-        if int(text) < least:
-            raise ValueError
-        return int(text)
+        try:
+            if int(text) >= least:
+                return int(text)
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"received {text[:80]!r}, accepted: a whole number from {least} on.")
 
     return number
 
@@ -151,6 +159,7 @@ def _predict(asked):
     from tqdm import tqdm
 
     from patchlib import networks, pictures
+    from patchlib.parameters import printable
 
     networks.locate(asked.model)
     paths, broken = pictures.expand(asked.paths), 0
@@ -163,7 +172,7 @@ def _predict(asked):
     width, longest = (max(map(len, map(str, texts))) for texts in (paths, networks.classes(model)))
     hidden = sys.stdout.isatty() or not sys.stderr.isatty()  # the lines on the terminal show how far it is
     for path, answer in zip(paths, tqdm(answers, total=len(paths), unit="picture", disable=hidden), strict=True):
-        name = str(path).encode(errors="backslashreplace").decode()  # it needn't be UTF-8
+        name = printable(str(path))
         if isinstance(answer, pictures.DataError):
             broken += 1
             tqdm.write(f"patchlib predict: {answer}", file=sys.stderr)
@@ -227,7 +236,7 @@ def _new(path):
     from patchlib import files, plan
 
     path = files.user_path(path).absolute()
-    if path.exists() or not os.access(path.parent, os.W_OK):
+    if path.exists() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise plan.UsageError(f"--out: received {path}, accepted: a new name in a folder that can be written into.")
     return path
 

@@ -55,6 +55,8 @@ from patchlib import cli, exporting, models, networks
         ("x" * 5000, ["unknown notebook 'xxx", "convmixer"]),
         (f"cct --tier {'x' * 5000}", ["unknown tier of cct 'xxx", "smoke"]),
         (f"cct --set {'x' * 5000}", ["--set: received 'xxx", "NAME=VALUE"]),
+        (f"cct --set patch_size={'9' * 4000}", ["'patch_size'", "received 999", "less than"]),
+        (f"cct --set dim={'9' * 9999}", ["'dim'", "received '999", "integer"]),
     ],
 )
 def test_wrong_usage_is_said_in_a_sentence_and_nothing_is_written(tmp_path, monkeypatch, capsys, words, said):
@@ -67,11 +69,16 @@ def test_wrong_usage_is_said_in_a_sentence_and_nothing_is_written(tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    "words", ["--workers 0", "--seeds -1", "--seeds 2 --seed 1", "--worker 2", "--workers 2 --scheduler x"]
+    "words",
+    [
+        *("--workers 0", "--seeds -1", "--seeds 2 --seed 1", "--worker 2", "--workers 2 --scheduler x"),
+        *(f"--seeds {'9' * 9999}", f"--worker={'x' * 9999}"),
+    ],
 )
 def test_the_command_line_is_strict(words, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["run", *words.split()])
+    assert len(capsys.readouterr().err) < 1000
 
 
 def test_a_folder_with_other_parameters_is_no_finished_run(tmp_path, monkeypatch, capsys):
@@ -203,6 +210,7 @@ def test_csv_and_json_hold_what_classify_says(model, photos, capsys):
         ("evaluate cct-cifar11 digits", ["no model", "'cct-cifar11'"]),
         ("evaluate cct-cifar10 digts", ["data set 'digts'", "'digits'"]),
         ("evaluate cct-cifar10 digits --out empty", ["--out", "empty", "a new name"]),
+        ("evaluate cct-cifar10 digits --out photos/a.png/out", ["--out", "a.png/out", "can be written"]),
         ("evaluate cct-cifar10 digits --out nowhere/out", ["--out", "nowhere/out", "can be written"]),
         ("export cct-cifar11 --to onnx", ["no model", "'cct-cifar11'", "cct-cifar10"]),
         ("export cct-cifar10 --to onnx --out nowhere/a.onnx", ["--out", "nowhere/a.onnx", "can be written"]),

@@ -588,6 +588,12 @@ def claims_more_than_there_is(path):
     return path / "own.npz"
 
 
+def strange_header(path):
+    with zipfile.ZipFile(path / "own.npz", "w") as archive:
+        archive.writestr("x_train.npy", b"\x93NUMPY\x02\0" + (9000).to_bytes(4, "little") + b"[" * 9000)
+    return path / "own.npz"
+
+
 def fifo(path):
     os.mkfifo(path / "own.npz")
     return path / "own.npz"
@@ -653,6 +659,11 @@ def test_labels_with_gaps_are_taken_where_each_has_a_name(tmp_path):
             changed(y_train=np.arange(40) % 2 * 20_000_000),
             ["2 different labels", "up to 20000000", "0 to 1", "classes"],
         ),
+        (
+            changed(x_train=np.zeros((40, 0, 8, 3), "uint8")),
+            ["x_train is uint8 of shape (40, 0, 8, 3)", "(N, H, W, 3)"],
+        ),
+        (strange_header, ["own.npz is broken"]),
         (encrypted, ["own.npz is broken", "encrypted"]),
         (claims_more_than_there_is, ["own.npz is broken"]),
         (fifo, ["no such file"]),
@@ -674,7 +685,7 @@ def test_what_is_wrong_is_named(tmp_path, make, words):
 
 
 @pytest.mark.parametrize("argument", ["limit", "image_size", "patch_size"])
-@pytest.mark.parametrize("value", [-5, 2.5, "8", None])
+@pytest.mark.parametrize("value", [-5, 2.5, "8", None, True, pytest.param(-(10**9999), id="long")])
 def test_numbers_that_make_no_sense_are_refused_before_anything_is_read(tmp_path, argument, value):
     with pytest.raises(DataError, match=f"{argument}: received {re.escape(repr(value))}, accepted: 0 "):
         load_data(tmp_path / "nowhere.npz", **{argument: value})

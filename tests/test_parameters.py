@@ -72,6 +72,16 @@ def test_every_field_takes_its_own_kind_and_guesses_none(schema, name):
     assert not any(accepts(schema, name, value) for value in refused)
 
 
+@pytest.mark.parametrize(("schema", "name"), FIELDS)
+@pytest.mark.parametrize(
+    "value", [10**4000, 10**5000, -(10**5000), [10**5000]], ids=["4001", "5001", "negative", "list"]
+)
+def test_a_number_that_nobody_can_write_is_refused_in_a_short_sentence(schema, name, value):
+    with pytest.raises(ParameterError) as caught:
+        schema(**{name: value})
+    assert len(str(caught.value)) < 600, caught.value
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_models_parameters_are_the_builders_keywords_with_its_defaults(architecture):
     fields, keywords = (
