@@ -55,7 +55,7 @@ from patchlib import cli, exporting, models, networks
         ("x" * 5000, ["unknown notebook 'xxx", "convmixer"]),
         (f"cct --tier {'x' * 5000}", ["unknown tier of cct 'xxx", "smoke"]),
         (f"cct --set {'x' * 5000}", ["--set: received 'xxx", "NAME=VALUE"]),
-        (f"cct --set patch_size={'9' * 4000}", ["'patch_size'", "received 999", "less than"]),
+        (f"vit --set patch_size={'9' * 4000}", ["patch_size: received 999", "accepted: 1, 2, 4"]),
         (f"cct --set dim={'9' * 9999}", ["'dim'", "received '999", "integer"]),
     ],
 )
