@@ -245,7 +245,7 @@ def difference(there: dict, here: dict) -> str:
     """The first entry in which two runs' parameters differ, in words; empty if there's none."""
     for name in dict.fromkeys([*here, *there]):
         if there.get(name) != here.get(name):
-            return f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
+            return f"{shown(name)[1:-1]} is {shown(there.get(name))} there and {shown(here.get(name))} here"
     return ""
 
 

@@ -66,12 +66,9 @@ def _command(commands, do, what, more, example, codes):
 
 def _number(least):
     def number(text):
-        try:
-            if int(text) >= least:
-                return int(text)
-        except ValueError:
-            pass
-        raise argparse.ArgumentTypeError(f"received {text[:80]!r}, accepted: a whole number from {least} on.")
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"received {text[:80]!r}, accepted: a whole number from {least} on.")
+        return int(text)
 
     return number
 

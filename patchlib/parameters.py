@@ -10,6 +10,7 @@ import inspect
 import itertools
 import json
 import numbers
+import re
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Annotated, ClassVar, Literal, Self
@@ -54,8 +55,8 @@ def shown(value) -> str:
 
 
 def printable(text: str) -> str:
-    """A text that any terminal and file can hold: itself, or if it has characters that no print has, those escaped."""
-    return text if text.isprintable() else repr(text)[1:-1]
+    """A text for any terminal and file: control characters, and what isn't Unicode in a file's name, are escaped."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda found: repr(found[0])[1:-1], text)
 
 
 def whole(value, least: int = 0) -> bool:

@@ -51,7 +51,8 @@ def answers(model: "keras.Model", pictures: Iterable, top: int = 5) -> Iterator[
     """What ``classify`` returns, picture by picture; the error in place of a picture that can't be read."""
     if not whole(top, 1):
         raise DataError(f"top: received {shown(top)}, accepted: a whole number from 1 on.")
-    pictures, ahead, size = iter(pictures), deque(), 0
+    pictures, size = iter(pictures), 0
+    ahead: deque = deque()
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         while True:

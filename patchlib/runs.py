@@ -319,7 +319,7 @@ def _resume(folder, identity, model):
         progress = training.Progress(
             record["history"], record["best_epoch"], *map(_arrays, (newest / _BEST, newest / _STATE))
         )
-        lengths = {len(progress.history[name]) for name in {*progress.history, *cards.ROW}}
+        lengths = {len(progress.history[name]) for name in {*progress.history, *cards.ROW, "side", "seconds"}}
         if len(lengths) != 1 or progress.best_epoch not in range(*lengths):
             raise ValueError(f"the best epoch is {shown(progress.best_epoch)} of {shown(lengths)}")
         if not changed and [array.shape for array in progress.best_weights] != [w.shape for w in model.weights]:

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from sklearn.datasets import load_digits
 
 from patchlib import load_picture
 from patchlib.data import Data, DataError, Split, load_data
+from patchlib.parameters import shown
 
 RULES = ["stratified", "first", "last"]
 
@@ -684,10 +686,18 @@ def test_what_is_wrong_is_named(tmp_path, make, words):
     assert re.search(r"\w\.$", str(caught.value)) or str(caught.value).endswith((").", "'."))
 
 
+def test_a_folders_name_that_is_no_unicode_is_a_classes_name_escaped(tmp_path):
+    for part, name in itertools.product(("train", "test"), ("cat", "\udcff")):
+        (tmp_path / part / name).mkdir(parents=True)
+        for number in range(3):
+            Image.fromarray(images(9)[number + 3 * (part == "test")]).save(tmp_path / part / name / f"{number}.png")
+    assert load_data(tmp_path).classes == ("cat", r"\udcff")
+
+
 @pytest.mark.parametrize("argument", ["limit", "image_size", "patch_size"])
 @pytest.mark.parametrize("value", [-5, 2.5, "8", None, True, pytest.param(-(10**9999), id="long")])
 def test_numbers_that_make_no_sense_are_refused_before_anything_is_read(tmp_path, argument, value):
-    with pytest.raises(DataError, match=f"{argument}: received {re.escape(repr(value))}, accepted: 0 "):
+    with pytest.raises(DataError, match=f"{argument}: received {re.escape(shown(value))}, accepted: 0 "):
         load_data(tmp_path / "nowhere.npz", **{argument: value})
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from patchlib import models
 from patchlib.augment import Augmentation, Mixing
-from patchlib.parameters import ARCHITECTURES, Compare, ConvMixer, ParameterError, Recipe, RunParameters
+from patchlib.parameters import ARCHITECTURES, Compare, ConvMixer, ParameterError, Recipe, RunParameters, printable
 
 SCHEMAS = [Recipe, RunParameters, Compare, *ARCHITECTURES.values()]
 # Each field by a schema that has it, once where several inherit it.
@@ -80,6 +80,12 @@ def test_a_number_that_nobody_can_write_is_refused_in_a_short_sentence(schema, n
     with pytest.raises(ParameterError) as caught:
         schema(**{name: value})
     assert len(str(caught.value)) < 600, caught.value
+
+
+def test_control_characters_and_what_is_no_unicode_are_escaped():
+    assert printable("a\x1b[31m\n\udcff\x9b") == r"a\x1b[31m\n\udcff\x9b"
+    for text in ("cat", "plain text", r"C:\x", "it's", "Müller", "می\u200cروم", "👩\u200d🚀"):
+        assert printable(text) == text
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -425,7 +425,7 @@ def with_right_digest(checkpoint, folder, name, content):
     (copy / "sha256").write_text(runs._digest(copy))
 
 
-ROWS = {name: [1.0] for name in cards.ROW}
+ROWS = {name: [1.0] for name in (*cards.ROW, "side", "seconds")}
 
 
 @pytest.mark.parametrize(
