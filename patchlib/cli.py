@@ -66,8 +66,9 @@ def _command(commands, do, what, more, example, codes):
 
 def _number(least):
     def number(text):
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"received {text[:80]!r}, accepted: a whole number from {least} on.")
+        if not text.isdecimal() or len(text) > 10 or int(text) < least:
+            accepted = f"a whole number from {least} on, of at most ten digits"
+            raise argparse.ArgumentTypeError(f"received {text[:80]!r}, accepted: {accepted}.")
         return int(text)
 
     return number

@@ -71,9 +71,10 @@ def _folder(option, path):
     """The absolute path of a folder, which may not be there yet."""
     try:
         path = user_path(path).absolute()
-        if not path.exists() or path.is_dir():
+        there = next(some for some in (path, *path.parents) if some.exists())
+        if there.is_dir():
             return path
-        raise PathError(f"{shown(str(path))} isn't a folder.")
+        raise PathError(f"{shown(str(there))} isn't a folder.")
     except PathError as error:
         raise UsageError(f"{option}: {error}") from None
 

@@ -51,6 +51,7 @@ from patchlib import cli, exporting, models, networks
         (f"cct --out {'x' * 5000}", ["--out: 'xxx", "File name too long"]),
         ("cct --out a\0b", ["--out: 'a", "null"]),
         ("cct --out /dev/null", ["--out: '/dev/null' isn't a folder"]),
+        ("cct --out /dev/null/below", ["--out: '/dev/null' isn't a folder"]),
         (f"cct --notebooks {'x' * 5000}", ["--notebooks: 'xxx", "File name too long"]),
         ("x" * 5000, ["unknown notebook 'xxx", "convmixer"]),
         (f"cct --tier {'x' * 5000}", ["unknown tier of cct 'xxx", "smoke"]),
@@ -72,7 +73,7 @@ def test_wrong_usage_is_said_in_a_sentence_and_nothing_is_written(tmp_path, monk
     "words",
     [
         *("--workers 0", "--seeds -1", "--seeds 2 --seed 1", "--worker 2", "--workers 2 --scheduler x"),
-        *(f"--seeds {'9' * 9999}", f"--worker={'x' * 9999}"),
+        *(f"--seeds {'9' * 9999}", f"--timeout {'9' * 400}", f"--worker={'x' * 9999}"),
     ],
 )
 def test_the_command_line_is_strict(words, capsys):
