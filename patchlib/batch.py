@@ -130,7 +130,7 @@ def judge(run: Run, status: str) -> Outcome:
     digests, wanted = run.folder / cards.SUMS, run.parameters.model_dump(exclude={"run_dir"})
     try:
         card = cards.load_card(run.folder)
-        written = digests.read_text().splitlines() if digests.exists() else []
+        written = files.read_text(digests).splitlines() if digests.exists() else []
     except (cards.RunError, OSError, ValueError) as error:
         return Outcome("failed", str(error))
     if changed := cards.difference(cards.parameters(card), wanted):
@@ -244,7 +244,8 @@ class _Report:
 
 
 def _epochs(record):
-    return len(record.get("history", {}).get("loss", ()))
+    history = record.get("history", {})
+    return min(len(history.get(name, ())) for name in cards.ROW)
 
 
 def _connect(scheduler, workers, stack):

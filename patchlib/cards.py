@@ -19,18 +19,19 @@ import pydantic
 from typing_extensions import TypedDict  # Python 3.11's own isn't enough for pydantic
 
 from patchlib import markdown
-from patchlib.files import user_path
+from patchlib.files import read_text, user_path
 from patchlib.parameters import ARCHITECTURES, Recipe, RunParameters
 from patchlib.schema import brief, shown
 
 SCHEMA = 1
 CARD, MODEL, PREDICTIONS = "run.json", "model.keras", "predictions.npz"
 SUMS = "SHA256SUMS"
+ROW = ("loss", "accuracy", "val_loss", "val_accuracy")  # an epoch's numbers, as far as they are followed
 CHECKPOINT, PROGRESS = "checkpoint-", "progress.json"  # a folder, and the file in it that is no array
 
 
 _Share = Annotated[float, pydantic.Field(ge=0, le=1)]
-_Count = Annotated[int, pydantic.Field(ge=1)]
+_Count = Annotated[int, pydantic.Field(ge=1, lt=2**63)]
 
 
 class _Dataset(TypedDict):
@@ -43,12 +44,12 @@ class _Dataset(TypedDict):
 
 
 class _Counts(TypedDict):
-    parameters: int
-    multiply_adds: NotRequired[int]
+    parameters: _Count
+    multiply_adds: NotRequired[_Count]
 
 
 class _Parameters(TypedDict, extra_items=bool | int | float | str):  # type: ignore[call-arg]  # mypy lacks PEP 728
-    epochs: int
+    epochs: _Count
 
 
 class _History(TypedDict, extra_items=list[float]):  # type: ignore[call-arg]
@@ -61,6 +62,10 @@ class _Metrics(TypedDict):
     test_top5: NotRequired[_Share | None]
 
 
+class _Calibration(TypedDict):
+    temperature: Annotated[float, pydantic.Field(gt=0)]
+
+
 class _Time(TypedDict):
     seconds: float
 
@@ -71,7 +76,10 @@ class _Hardware(TypedDict):
     accelerators: list[str]
 
 
-@pydantic.with_config(pydantic.ConfigDict(extra="allow", strict=True, allow_inf_nan=False))
+_STRICT = pydantic.with_config(pydantic.ConfigDict(extra="allow", strict=True, allow_inf_nan=False))
+
+
+@_STRICT
 class _Card(TypedDict):
     """What is read of a card. There may be more in it, and in cards of old there's less."""
 
@@ -84,12 +92,22 @@ class _Card(TypedDict):
     history: _History
     best_epoch: int
     metrics: _Metrics
+    calibration: NotRequired[_Calibration]
     time: _Time
     hardware: _Hardware
     started: str
 
 
-_CARD = pydantic.TypeAdapter(_Card)
+@_STRICT
+class _Progress(TypedDict):
+    """What is read of a checkpoint's progress, and of a card in its place."""
+
+    history: NotRequired[dict[str, list[float]]]
+    notes: NotRequired[list[str]]
+    run: NotRequired[dict]
+
+
+_CARD, _PROGRESS = pydantic.TypeAdapter(_Card), pydantic.TypeAdapter(_Progress)
 
 
 class RunError(RuntimeError):
@@ -137,9 +155,18 @@ def progress(folder: Path) -> dict:
     Both have ``history``, a number for each epoch; a checkpoint has ``notes``, sentences for whoever follows the run.
     """
     for path in (*(checkpoint / PROGRESS for checkpoint in reversed(checkpoints(folder))), folder / CARD):
-        with suppress(OSError, ValueError):  # removed at this moment
-            return json.loads(path.read_text())
+        with suppress(OSError, RecursionError, ValueError):  # removed at this moment
+            return read_progress(path)
     return {}
+
+
+def read_progress(path: Path) -> dict:
+    """One file of what ``progress`` chooses from.
+
+    Raises:
+        OSError, RecursionError, ValueError: there's none, or it's something else.
+    """
+    return dict(_PROGRESS.validate_python(json.loads(read_text(path))))
 
 
 def epoch_line(history: dict, epoch: int, epochs: int) -> str:
@@ -163,7 +190,7 @@ def load_card(path: str | os.PathLike) -> dict:
     if not path.is_file():
         raise RunError(f"{path.parent} holds no finished run: there is no file {path.name}.")
     try:
-        card = json.loads(path.read_text())
+        card = json.loads(read_text(path))
     except (OSError, RecursionError, ValueError) as error:
         raise RunError(f"{path} isn't a run card ({brief(error)}).") from None
     return checked(card, path)
@@ -198,7 +225,7 @@ def load_cards(folder: str | os.PathLike, **wanted) -> list[dict]:
 
 def card_files(folder: str | os.PathLike) -> list[Path]:
     """The JSON files below a folder, less those of checkpoints, and of hidden folders such as Jupyter's."""
-    folder = Path(folder)
+    folder = user_path(folder)
     paths = {path: path.relative_to(folder).parts for path in sorted(folder.rglob("*.json"))}
     return [path for path, parts in paths.items() if not any(part.startswith((".", CHECKPOINT)) for part in parts)]
 
@@ -223,7 +250,7 @@ def difference(there: dict, here: dict) -> str:
     """The first entry in which two runs' parameters differ, in words; empty if there's none."""
     for name in dict.fromkeys([*here, *there]):
         if there.get(name) != here.get(name):
-            return f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
+            return f"{shown(name)[1:-1]} is {shown(there.get(name))} there and {shown(here.get(name))} here"
     return ""
 
 

@@ -47,9 +47,14 @@ def main(words: list[str] | None = None) -> int:
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        super().error(message if len(message) <= 300 else f"{message[:300]}...")
+
+
 def _parser():
     ends = "Example: patchlib run convmixer. Each command has --help, with its own example and exit codes."
-    parser = argparse.ArgumentParser(prog="patchlib", epilog=ends, allow_abbrev=False)
+    parser = _Parser(prog="patchlib", epilog=ends, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"patchlib {patchlib.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for add in (_add_run, _add_predict, _add_evaluate, _add_export, _add_notebooks):
@@ -67,8 +72,9 @@ def _command(commands, do, what, more, example, codes):
 
 def _number(least):
     def number(text):
-        if int(text) < least:
-            raise ValueError
+        if not text.isdecimal() or len(text) > 10 or int(text) < least:
+            accepted = f"a whole number from {least} on, of at most ten digits"
+            raise argparse.ArgumentTypeError(f"received {text[:80]!r}, accepted: {accepted}.")
         return int(text)
 
     return number
@@ -157,6 +163,7 @@ def _predict(asked):
     from tqdm import tqdm
 
     from patchlib import networks, pictures
+    from patchlib.schema import printable
 
     networks.locate(asked.model)
     paths, broken = pictures.expand(asked.paths), 0
@@ -169,7 +176,7 @@ def _predict(asked):
     width, longest = (max(map(len, map(str, texts))) for texts in (paths, networks.classes(model)))
     hidden = sys.stdout.isatty() or not sys.stderr.isatty()  # the lines on the terminal show how far it is
     for path, answer in zip(paths, tqdm(answers, total=len(paths), unit="picture", disable=hidden), strict=True):
-        name = str(path).encode(errors="backslashreplace").decode()  # it needn't be UTF-8
+        name = printable(str(path))
         if isinstance(answer, pictures.DataError):
             broken += 1
             tqdm.write(f"patchlib predict: {answer}", file=sys.stderr)
@@ -234,7 +241,7 @@ def _new(path):
     from patchlib import files, plan
 
     path = files.user_path(path).absolute()
-    if path.exists() or not os.access(path.parent, os.W_OK):
+    if path.exists() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise plan.UsageError(f"--out: received {path}, accepted: a new name in a folder that can be written into.")
     return path
 

@@ -16,6 +16,7 @@ from patchlib import cards, evaluation, markdown
 from patchlib.cards import RunError, mean_and_spread, recipe
 from patchlib.files import user_path
 from patchlib.schema import shown
+from patchlib.sources import load_arrays
 
 Groups = dict[tuple[str, str, str], list[dict]]
 NONE = "No run card says so yet."
@@ -31,7 +32,7 @@ def load(folder: str | os.PathLike) -> list[dict]:
     """
     if not user_path(folder).is_dir():
         raise RunError(f"{shown(os.fspath(folder))} isn't a folder: name the one with the run cards.")
-    found = {path: cards.load_card(path) for path in cards.card_files(user_path(folder))}
+    found = {path: cards.load_card(path) for path in cards.card_files(folder)}
     if smoke := [str(path) for path, card in found.items() if card["tier"] == "smoke"]:
         raise RunError(
             f"Smoke runs have no place in a comparison, and there is {', '.join(smoke)}: remove it, or name a folder "
@@ -182,8 +183,7 @@ def predictions(folder: str | os.PathLike) -> dict[str, dict[str, dict[str, np.n
     for path in sorted(cards.card_files(folder), key=lambda path: len(path.parent.name)):
         card, file = cards.load_card(path), path.parent / cards.PREDICTIONS
         if path.name == cards.CARD and file.exists() and card["seed"] == 0:
-            with np.load(file) as arrays:
-                answers = dict(arrays)
+            answers = load_arrays(file)
             if classes := card["dataset"].get("classes"):
                 answers |= {what: np.array(classes)[answers[what]] for what in ("label", "predicted")}
             found.setdefault(card["dataset"]["name"], {}).setdefault(f"{cards.title(card)} {card['tier']}", answers)

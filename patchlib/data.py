@@ -6,14 +6,13 @@ Nothing falls back from one data set to another: what can't be had is an error t
 import functools
 import hashlib
 import json
-import numbers
 import os
 from dataclasses import dataclass
 
 import numpy as np
 
 from patchlib.pictures import DataError, load_picture
-from patchlib.schema import shown
+from patchlib.schema import printable, shown, whole
 from patchlib.sources import NAMES, Split, read, refuse_more_than_memory, refuse_untiled
 
 RULES = ("stratified", "first", "last")
@@ -109,7 +108,7 @@ def load_data(
         DataError: an argument isn't accepted, the name is unknown, or the data is missing or broken.
     """
     for key, value in {"image_size": image_size, "limit": limit, "patch_size": patch_size}.items():
-        if not isinstance(value, numbers.Integral) or value < 0:
+        if not whole(value):
             raise DataError(f"{key}: received {shown(value)}, accepted: 0 or a positive whole number.")
     if validation not in RULES:
         raise DataError(f"validation: received {shown(validation)}, accepted: 'stratified', 'first' or 'last'.")
@@ -125,6 +124,7 @@ def load_data(
 
 def _load(name, image_size, limit, validation, patch_size):
     (train, *others), classes = read(name, image_size, patch_size)
+    classes = [printable(name) for name in classes]
     held_out, test = (split and _resized(split, image_size) for split in others)
     train = _resized(train, image_size)
     if test is None:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+MOST_BYTES = 2**26  # of a file of text; a card has a hundred thousand
+
 
 class PathError(ValueError):
     """A text that can't be a path on this machine."""
@@ -26,9 +28,23 @@ def user_path(text: str | os.PathLike) -> Path:
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             path.stat()
         return path
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise PathError(f"{os.fspath(text)[:80]!r} isn't a path ({reason}).") from None
+        raise PathError(f"{str(text)[:80]!r} isn't a path ({reason}).") from None
+
+
+def read_text(path: Path) -> str:
+    """What stands in a file of text that anybody may have written.
+
+    Raises:
+        OSError: there's none, it's a pipe or a device, or has more than ``MOST_BYTES``.
+        ValueError: it isn't UTF-8.
+    """
+    if not path.is_file():
+        raise FileNotFoundError("there is no such file")
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise OSError(f"{size:,} bytes, accepted: at most {MOST_BYTES:,}")
+    return path.read_text(encoding="utf-8")
 
 
 def partial(path: Path) -> Path:
@@ -38,17 +54,23 @@ def partial(path: Path) -> Path:
 
 def put(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` make a file beside ``path``, and put it in its place."""
-    write(partial(path))
-    settle(partial(path), path)
+    try:
+        write(partial(path))
+        settle(partial(path), path)
+    except BaseException:
+        partial(path).unlink(missing_ok=True)
+        raise
 
 
 def put_folder(path: Path, fill: Callable[[Path], object]) -> None:
     """Let ``fill`` put files into a new folder beside ``path``, and rename it to that."""
     partial(path).mkdir()
-    fill(partial(path))
-    for file in partial(path).iterdir():
-        flush(file)
-    settle(partial(path), path)
+    try:
+        fill(partial(path))
+        settle(partial(path), path)
+    except BaseException:
+        shutil.rmtree(partial(path), ignore_errors=True)
+        raise
 
 
 def discard_folder(path: Path) -> None:
@@ -59,7 +81,8 @@ def discard_folder(path: Path) -> None:
 
 def settle(finished: Path, path: Path) -> None:
     """Give a finished file or folder its name; a file that had it is replaced."""
-    flush(finished)
+    for made in (*finished.rglob("*"), finished):
+        flush(made)
     os.replace(finished, path)
     flush(path.parent)
 

@@ -5,8 +5,10 @@ names of the classes, travels with the weights, and ``keras.saving.load_model`` 
 """
 
 import json
+import math
 import os
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,13 +17,13 @@ import numpy as np
 from patchlib import cards
 from patchlib.cards import CARD, MODEL
 from patchlib.data import Data
-from patchlib.files import user_path
-from patchlib.schema import brief, shown
+from patchlib.files import MOST_BYTES, user_path
+from patchlib.schema import brief, printable, shown
+from patchlib.sources import refuse_more_than_memory
 
 if TYPE_CHECKING:  # else a command would wait for Keras before it says that there's no such model
     from patchlib.backend import keras
 
-_MOST_TEXT = 2**26  # bytes; a card has a hundred thousand, a configuration fewer
 # Where notebooks, run cards and trained networks are: in the wheel inside the package, in a checkout beside it.
 PROJECT = next(path for path in (Path(__file__).with_name("_project"), Path(__file__).parents[1]) if path.exists())
 RESULTS = PROJECT / "results"
@@ -53,8 +55,8 @@ def load_model(source: str | os.PathLike) -> "keras.Model":
         classes under ``["dataset"]["classes"]``, or None if the file has none.
 
     Raises:
-        ModelError: there is no such network, or the file isn't a Keras model: broken, too large when unpacked, with
-            code in it, or with a card that is none.
+        ModelError: there is no such network, or the file isn't a Keras model of one size of images and one row of
+            logits: broken, larger than the machine's memory, with code in it, or with a card that is none.
     """
     path = locate(source)
     from patchlib import layers  # noqa: F401, registers the layers with Keras
@@ -62,15 +64,32 @@ def load_model(source: str | os.PathLike) -> "keras.Model":
 
     try:
         with zipfile.ZipFile(path) as archive:
-            texts = sum(member.file_size for member in archive.infolist() if member.filename.endswith(".json"))
-            if texts > _MOST_TEXT:
-                raise ValueError(f"its JSON unpacks to {texts:,} bytes, accepted are {_MOST_TEXT:,}")
-            card = cards.checked(json.loads(archive.read(CARD)), CARD) if CARD in archive.namelist() else None
+            sizes = {member.filename: member.file_size for member in archive.infolist()}
+            refuse_more_than_memory("it unpacks to", sum(sizes.values()))
+            if (texts := sum(size for name, size in sizes.items() if name.endswith(".json"))) > MOST_BYTES:
+                raise ValueError(f"its JSON unpacks to {texts:,} bytes, accepted are {MOST_BYTES:,}")
+            card = cards.checked(json.loads(archive.read(CARD)), CARD) if CARD in sizes else None
+            with ThreadPoolExecutor(1) as apart:  # a thread has Keras' registers of its own, which end with it
+                refuse_more_than_memory("its weights take", apart.submit(_bytes, archive.read("config.json")).result())
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        takes, gives = model.input_shape, model.output_shape
+        if [list(map(type, takes[1:])), list(map(type, gives[1:]))] != [[int] * 3, [int]]:
+            raise ValueError(f"it takes {takes} and gives {gives}, accepted: images of one size and their logits")
+        if (names := card and card["dataset"].get("classes")) and len(names) != gives[1]:
+            raise ValueError(f"there are {len(names)} classes in {CARD} and {gives[1]} logits")
     except Exception as error:  # broken bytes make decoders raise nearly anything
         raise ModelError(f"{shown(str(path))} isn't a Keras model ({brief(error)}).") from error
     model.card = card
     return model
+
+
+def _bytes(configuration: bytes) -> int:
+    """How many bytes the weights take that a model's configuration asks for, counted without making them."""
+    from patchlib.backend import keras
+
+    with keras.StatelessScope(initialize_variables=False):
+        model = keras.saving.deserialize_keras_object(json.loads(configuration) | {"compile_config": None})
+        return 4 * sum(math.prod(weight.shape) for weight in model.weights)
 
 
 def locate(source: str | os.PathLike) -> Path:
@@ -98,7 +117,8 @@ def locate(source: str | os.PathLike) -> Path:
 def classes(model: "keras.Model") -> list[str]:
     """The names of a model's classes by its card; their numbers, if it has none."""
     card = getattr(model, "card", None) or {}
-    return card.get("dataset", {}).get("classes") or [str(number) for number in range(model.output_shape[-1])]
+    names = card.get("dataset", {}).get("classes") or range(model.output_shape[-1])
+    return [printable(str(name)) for name in names]
 
 
 def temperature(model: "keras.Model") -> float:

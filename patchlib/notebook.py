@@ -11,6 +11,7 @@ from patchlib import cards, checks, compare, evaluation, explain, networks, pict
 from patchlib.backend import keras
 from patchlib.data import NAMES, Data
 from patchlib.parameters import ARCHITECTURES, RunParameters
+from patchlib.sources import load_arrays
 
 LESIONS = "lesions.csv"  # of the published networks
 
@@ -40,8 +41,8 @@ def finished(model: keras.Model, data: Data, parameters: RunParameters, card: di
 
 def where_it_is_wrong(data: Data, folder: Path) -> Figure:
     """Print the accuracy of the run in this folder, and show its errors, from its stored answers to the test images."""
-    with np.load(folder / cards.PREDICTIONS) as stored:
-        label, predicted, confidence = (stored[name] for name in ("label", "predicted", "confidence"))
+    stored = load_arrays(folder / cards.PREDICTIONS)
+    label, predicted, confidence = (stored[name] for name in ("label", "predicted", "confidence"))
     found = evaluation.tables(label, predicted, confidence, data.classes)
     print(evaluation.headline(found))
     return plots.mistakes(data.test.images, found)

@@ -16,7 +16,8 @@ SIZES = {"digits": 32, "cifar10": 32, "cifar100": 32}
 # What no machine holds is refused before it's tried: so many numbers take 160 GB with gradients and AdamW's moments.
 MOST_NUMBERS = 10**10
 
-Size = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Size = Annotated[int, Field(ge=1)]  # MOST_NUMBERS is its other bound
 Kernel = Annotated[int, Field(ge=1, le=127)]
 Depth = Annotated[int, Field(ge=1, le=1000)]
 Side = Annotated[int, Field(ge=0, le=8192)]
@@ -34,7 +35,7 @@ class Recipe(Checked):
     """
 
     epochs: int = Field(1, ge=1, le=10**6, description="passes over the training images")
-    batch_size: int = Field(128, ge=1)
+    batch_size: int = Field(128, ge=1, lt=2**31)
     optimizer: Literal["adamw", "muon"] = "adamw"
     adamw_ratio: float = Field(0.2, gt=0, description="beside Muon: AdamW's rate, as a share of learning_rate")
     learning_rate: float = Field(1e-3, gt=0, description="peak of the schedule")
@@ -46,8 +47,8 @@ class Recipe(Checked):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     whiten: bool = Field(False, description="start the first layer from the training images' whitened patches")
     init_from: str = Field("", description="a trained network to start from: its name, a run's folder, a .keras file")
-    start_size: int = Field(
-        0, ge=0, description="pixels a side of training images in the first epoch, growing to their own; 0: their own"
+    start_size: Side = Field(
+        0, description="pixels a side of training images in the first epoch, growing to their own; 0: their own"
     )
     flip: bool = Field(True, description="mirror each training image with probability one half")
     alternate: bool = Field(False, description="flip mirrors each training image in every second epoch, not at random")
@@ -61,7 +62,7 @@ class Recipe(Checked):
         "float32", description="auto: mixed_bfloat16 where the machine is faster with it, float32 elsewhere"
     )
     select_by: Literal["val_accuracy", "val_loss"] = Field("val_accuracy", description="which epoch's weights are kept")
-    patience: int = Field(0, ge=0, description="stop after so many epochs without a better val_loss; 0: never")
+    patience: Count = Field(0, description="stop after so many epochs without a better val_loss; 0: never")
     seed: int = Field(0, ge=0, lt=2**32)
 
     @pydantic.model_validator(mode="after")
@@ -113,7 +114,7 @@ class RunParameters(Recipe):
     tier: str = Field("smoke", min_length=1, description="name of the tier, for the run card")
     dataset: str = Field("digits", min_length=1, description="digits, cifar10, cifar100, an .npz file or a folder")
     image_size: Side = Field(0, description="images are brought to this many pixels a side; 0: as they are")
-    limit: int = Field(0, ge=0, description="at most so many training images; 0: all")
+    limit: Count = Field(0, description="at most so many training images; 0: all")
     validation: Literal["stratified", "first", "last"] = Field(
         "stratified", description="which tenth of train validates; first and last are CIFAR's alone"
     )
@@ -132,7 +133,7 @@ class RunParameters(Recipe):
         if size % patch_size:
             fitting = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
             raise ValueError(
-                f"patch_size: received {patch_size} for images of {size} x {size} pixels, accepted: {fitting}."
+                f"patch_size: received {shown(patch_size)} for images of {size} x {size} pixels, accepted: {fitting}."
             )
         if self.start_size and not self.any_size:
             raise ValueError(f"start_size: received {self.start_size}, accepted: 0, since weights belong to positions.")
@@ -291,7 +292,7 @@ class ViT(RunParameters):
     @pydantic.model_validator(mode="after")
     def _heads_divide(self) -> Self:
         if self.dim % self.heads:
-            raise ValueError(f"heads: received {self.heads}, accepted: a divisor of dim ({self.dim}).")
+            raise ValueError(f"heads: received {shown(self.heads)}, accepted: a divisor of dim ({shown(self.dim)}).")
         return self
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from patchlib.files import user_path
-from patchlib.schema import brief, shown
+from patchlib.schema import brief, shown, whole
 
 # Data, films, and drawings that another program has to paint.
 _NOT_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
@@ -108,6 +108,8 @@ def load_picture(picture, size: int | tuple[int, int] | None = None) -> np.ndarr
     height_width = None if size is None else _height_width(size)
     try:
         if isinstance(picture, np.ndarray):
+            if not picture.size:
+                raise ValueError(f"shape {picture.shape}, which has no pixel")
             picture = Image.fromarray(picture[..., 0] if picture.shape[2:] == (1,) else picture)
         image = _rgb(picture) if isinstance(picture, Image.Image) else _opened(picture)
     except Exception as error:  # broken bytes make decoders raise nearly anything
@@ -129,9 +131,7 @@ def _height_width(size):
     sides = (size, size) if isinstance(size, numbers.Integral) else size
     try:
         height, width = sides
-        if isinstance(size, bool) or not all(isinstance(side, numbers.Integral) and int(side) > 0 for side in sides):
-            raise ValueError
-        if int(height) * int(width) > _MOST_PIXELS:
+        if not (whole(height, 1) and whole(width, 1)) or int(height) * int(width) > _MOST_PIXELS:
             raise ValueError
     except (TypeError, ValueError):
         accepted = "None, or whole numbers from 1 on: one for a square, or (height, width)"

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from patchlib import cards, data, networks, sources
-from patchlib.files import PathError, user_path
+from patchlib.files import PathError, read_text, user_path
 from patchlib.parameters import ARCHITECTURES, RunParameters
-from patchlib.schema import ParameterError, nearest, shown
+from patchlib.schema import ParameterError, brief, nearest, shown
 
 NOTEBOOKS = networks.PROJECT / "notebooks"
 
@@ -76,9 +76,10 @@ def folder(option: str, path: str | os.PathLike) -> Path:
     """
     try:
         path = user_path(path).absolute()
-        if not path.exists() or path.is_dir():
+        there = next(some for some in (path, *path.parents) if some.exists())
+        if there.is_dir():
             return path
-        raise PathError(f"{shown(str(path))} isn't a folder.")
+        raise PathError(f"{shown(str(there))} isn't a folder.")
     except PathError as error:
         raise UsageError(f"{option}: {error}") from None
 
@@ -113,19 +114,18 @@ def _seeds(asked):
 
 def parameters_cell(notebook):
     """What stands in a notebook's parameters cell: the smoke tier."""
+    if not notebook.is_file():
+        raise UsageError(f"there is no {notebook}: name the folder of the notebooks with --notebooks.")
     try:
-        cells = json.loads(notebook.read_text())["cells"]
+        cells = json.loads(read_text(notebook))["cells"]
         (cell,) = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
-        statements = ast.parse("".join(cell["source"])).body
-    except FileNotFoundError:
-        raise UsageError(f"there is no {notebook}: name the folder of the notebooks with --notebooks.") from None
-    except (ValueError, KeyError, SyntaxError) as error:
-        raise UsageError(f"{notebook} isn't a notebook with one parameters cell ({error}).") from None
-    return {
-        statement.target.id: ast.literal_eval(statement.value)
-        for statement in statements
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value
-    }
+        return {
+            statement.target.id: ast.literal_eval(statement.value)
+            for statement in ast.parse("".join(cell["source"])).body
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value
+        }
+    except Exception as error:  # what isn't as it should be raises nearly anything, in a tier as well
+        raise UsageError(f"{notebook} isn't a notebook with one parameters cell ({brief(error)}).") from None
 
 
 def _tier(folder, architecture, tier):
@@ -133,7 +133,13 @@ def _tier(folder, architecture, tier):
 
     known = [path.stem.removeprefix(f"{architecture}-") for path in sorted(folder.glob(f"{architecture}-*.yaml"))]
     _refuse_unknown(f"tier of {architecture}", tier, ["smoke", *known])
-    return {} if tier == "smoke" else yaml.safe_load((folder / f"{architecture}-{tier}.yaml").read_text())
+    if tier == "smoke":
+        return {}
+    path = folder / f"{architecture}-{tier}.yaml"
+    try:
+        return dict(**yaml.safe_load(read_text(path)))
+    except Exception as error:
+        raise UsageError(f"{path} isn't a tier ({brief(error)}).") from None
 
 
 def _network(name):

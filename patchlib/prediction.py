@@ -1,8 +1,6 @@
 """Pictures to answers: threads decode ahead of the model, which doesn't wait for them, and memory stays flat."""
 
-import io
 import itertools
-import numbers
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -10,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from patchlib import evaluation, networks
 from patchlib.pictures import DataError, load_picture
+from patchlib.schema import shown, whole
 
 if TYPE_CHECKING:
     from patchlib.backend import keras
@@ -38,7 +36,8 @@ def classify(model: "keras.Model", pictures, top: int = 5) -> list[dict[str, flo
     Raises:
         DataError: a picture can't be read, or ``top`` isn't accepted.
     """
-    if isinstance(pictures, (str, os.PathLike, io.IOBase, Image.Image)) or getattr(pictures, "ndim", 4) < 4:
+    several = isinstance(pictures, Iterable) and not isinstance(pictures, str) and not hasattr(pictures, "read")
+    if not several or getattr(pictures, "ndim", 4) < 4:
         pictures = [pictures]
     found = []
     for answer in answers(model, pictures, top):
@@ -50,9 +49,10 @@ def classify(model: "keras.Model", pictures, top: int = 5) -> list[dict[str, flo
 
 def answers(model: "keras.Model", pictures: Iterable, top: int = 5) -> Iterator[dict[str, float] | DataError]:
     """What ``classify`` returns, picture by picture; the error in place of a picture that can't be read."""
-    if not isinstance(top, numbers.Integral) or top < 1:
-        raise DataError(f"top: received {top!r}, accepted: a whole number from 1 on.")
-    pictures, ahead, size = iter(pictures), deque(), 0
+    if not whole(top, 1):
+        raise DataError(f"top: received {shown(top)}, accepted: a whole number from 1 on.")
+    pictures, size = iter(pictures), 0
+    ahead: deque = deque()
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         while True:

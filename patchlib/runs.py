@@ -20,12 +20,12 @@ from pathlib import Path
 import filelock
 import numpy as np
 
-from patchlib import cards, cost, evaluation, files, machine, networks, optimizers, training
+from patchlib import cards, cost, evaluation, files, machine, networks, optimizers, sources, training
 from patchlib.backend import keras
 from patchlib.cards import CARD, CHECKPOINT, MODEL, PREDICTIONS, PROGRESS, SCHEMA, SUMS, RunError
 from patchlib.data import Data
 from patchlib.parameters import ARCHITECTURES, Recipe, RunParameters
-from patchlib.schema import shown
+from patchlib.schema import brief, shown
 
 # What a checkpoint holds beside its progress: all that training goes on from, the best weights, a hash of the three.
 _STATE, _BEST, _DIGEST = "state.npz", "best.npz", "sha256"
@@ -294,13 +294,13 @@ def _checkpoint(folder, progress, record):
 
 def _digest(checkpoint):
     """One hash of all that a checkpoint is made of."""
-    parts = [hashlib.sha256((checkpoint / name).read_bytes()).hexdigest() for name in (PROGRESS, _STATE, _BEST)]
-    return hashlib.sha256("".join(parts).encode()).hexdigest()
+    lines = cards.sums(checkpoint, (PROGRESS, _STATE, _BEST))
+    return hashlib.sha256("".join(line[:64] for line in lines).encode()).hexdigest()
 
 
 def _whole(checkpoint):
-    with contextlib.suppress(OSError):
-        return (checkpoint / _DIGEST).read_text() == _digest(checkpoint)
+    with contextlib.suppress(OSError, ValueError):
+        return files.read_text(checkpoint / _DIGEST) == _digest(checkpoint)
     return False
 
 
@@ -314,12 +314,23 @@ def _resume(folder, identity, model):
         raise RunError(f"{folder} holds an interrupted run, and no checkpoint of it is whole: remove it to begin anew.")
     if newest != checkpoints[-1]:
         print(f"{checkpoints[-1].name} is broken: going on from {newest.name}")
-    record = json.loads((newest / PROGRESS).read_text())
-    there, here = _comparable(record["run"], model), _comparable(identity, model)
-    if changed := cards.difference(there, here):
+    try:
+        record = cards.read_progress(newest / PROGRESS)
+        changed = cards.difference(_comparable(record["run"], model), _comparable(identity, model))
+        progress = training.Progress(
+            record["history"], record["best_epoch"], *map(_arrays, (newest / _BEST, newest / _STATE))
+        )
+        lengths = {len(progress.history[name]) for name in {*progress.history, *cards.ROW, "side", "seconds"}}
+        if len(lengths) != 1 or progress.best_epoch not in range(*lengths):
+            raise ValueError(f"the best epoch is {shown(progress.best_epoch)} of {shown(lengths)}")
+        if not changed and [array.shape for array in progress.best_weights] != [w.shape for w in model.weights]:
+            raise ValueError(f"{_BEST} has weights of other shapes than the model")
+        started = record["started"]
+    except Exception as error:  # whoever wrote it can have written nearly anything
+        raise RunError(f"{newest} isn't a checkpoint ({brief(error)}): remove it.") from error
+    if changed:
         raise RunError(f"{folder} holds another run, interrupted ({changed}): choose another run_dir, or remove it.")
-    best, state = _arrays(newest / _BEST), _arrays(newest / _STATE)
-    return training.Progress(record["history"], record["best_epoch"], best, state), record["started"]
+    return progress, started
 
 
 def _comparable(run, model):
@@ -333,5 +344,5 @@ def _comparable(run, model):
 
 
 def _arrays(path):
-    with np.load(path) as file:
-        return [file[f"arr_{i}"] for i in range(len(file.files))]
+    arrays = sources.load_arrays(path)
+    return [arrays[f"arr_{i}"] for i in range(len(arrays))]

@@ -6,6 +6,8 @@ injects a mistyped name without a word, and YAML reads ``1e-3`` as text: schemas
 
 import difflib
 import inspect
+import numbers
+import re
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Self
@@ -27,8 +29,21 @@ def nearest(name: str, known) -> str:
 
 def shown(value) -> str:
     """A value as it's quoted in a sentence: its ``repr``, and of a long one the beginning."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # such as an integer of more digits than Python writes
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= 200 else f"{text[:200]}...{text[-1]}"
+
+
+def printable(text: str) -> str:
+    """A text for any terminal and file: control characters, and what isn't Unicode in a file's name, are escaped."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda found: repr(found[0])[1:-1], text)
+
+
+def whole(value, least: int = 0) -> bool:
+    """Whether it's a whole number from ``least`` on, and not a truth value."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def brief(error: Exception | str, width: int = 200) -> str:

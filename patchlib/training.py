@@ -207,6 +207,8 @@ def epochs(
 
 
 def _assign(variables, values):
+    if [variable.shape for variable in variables] != [value.shape for value in values]:
+        raise ValueError("the checkpoint's state is of other shapes than the model's and its optimizer's: remove it.")
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
 

@@ -323,6 +323,10 @@ def test_names_in_digests_open_no_file(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "fifo")
     (run.folder / "SHA256SUMS").write_text(f"{'0' * 64}  {tmp_path}/fifo\n")
     assert "fifo' changed since" in batch.judge(run, "skipped").reason
+    (run.folder / "SHA256SUMS").unlink()
+    os.mkfifo(run.folder / "SHA256SUMS")
+    assert "there is no such file" in batch.judge(run, "skipped").reason
+    (run.folder / "SHA256SUMS").unlink()
     (run.folder / "SHA256SUMS").write_bytes(b"\xff")
     assert "can't decode" in batch.judge(run, "skipped").reason
 
@@ -412,6 +416,16 @@ def test_without_a_terminal_there_is_a_line_an_epoch_and_a_minute(tmp_path, monk
     outcomes[run] = batch.Outcome("finished", accuracy=0.25)
     report.end(run)
     assert said() == [f": epoch 3/5: {numbers}", ": finished, test accuracy 0.2500 (1 of 1)"]
+
+
+def test_a_run_of_whose_epochs_numbers_are_missing_is_followed_as_far_as_they_go(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (run,) = planned("cct", "--set", "epochs=4").values()
+    folder = run.folder / "checkpoint-00001"
+    folder.mkdir(parents=True)
+    for history in ({"loss": [0.5]}, {"loss": [0.5], "accuracy": [0.5], "val_loss": [], "val_accuracy": [0.5]}):
+        (folder / "progress.json").write_text(json.dumps({"history": history}))
+        batch._Report([run], {}).look()
 
 
 def test_on_a_terminal_a_bar_has_the_epochs_and_the_last_ones_numbers(tmp_path, monkeypatch):

@@ -1,11 +1,13 @@
 """Run cards: read strictly, told apart by what differs, averaged over seeds alone."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 
 from patchlib import cards
+from patchlib.files import PathError
 from patchlib.parameters import CCT, ConvMixer
 
 WHERE = "cifar10, 45,000 training images, 5 epochs"
@@ -132,9 +134,35 @@ def test_progress_is_the_newest_checkpoints_and_at_the_end_the_cards(tmp_path):
     assert cards.progress(tmp_path)["history"]["loss"] == [3, 2, 1]
     for epoch in (2, 10):
         (tmp_path / f"checkpoint-{epoch:05}").mkdir()
-        (tmp_path / f"checkpoint-{epoch:05}" / "progress.json").write_text(json.dumps({"epoch": epoch}))
+        (tmp_path / f"checkpoint-{epoch:05}" / "progress.json").write_text(json.dumps({"best_epoch": epoch}))
     (tmp_path / "checkpoint-00011").mkdir()  # of which nothing can be read, as when it's removed at this moment
-    assert cards.progress(tmp_path) == {"epoch": 10}
+    assert cards.progress(tmp_path) == {"best_epoch": 10}
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["5", "[]", "[" * 10**6, "9" * 9999, '{"history": 5}', '{"history": {"loss": [null]}}', '{"run": 5}', None],
+)
+def test_what_says_nothing_of_a_runs_progress_is_passed_over(tmp_path, content):
+    for path in (tmp_path / "run.json", tmp_path / "checkpoint-00001" / "progress.json"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content) if content else os.mkfifo(path)
+    assert cards.progress(tmp_path) == {}
+
+
+def test_no_file_without_an_end_or_of_more_than_a_cards_size_is_read(tmp_path):
+    os.truncate(os.open(tmp_path / "run.json", os.O_CREAT | os.O_WRONLY), 2**40)
+    with pytest.raises(
+        cards.RunError, match=r"run\.json isn't a run card \(1,099,511,627,776 bytes, accepted: at most"
+    ):
+        cards.load_card(tmp_path)
+
+
+@pytest.mark.parametrize("load", [cards.load_card, cards.load_cards])
+@pytest.mark.parametrize("path", [5, None, b"run", "~nobody-of-this-name"])
+def test_what_is_no_path_is_refused(load, path):
+    with pytest.raises(PathError, match="isn't a path"):
+        load(path)
 
 
 def test_the_first_difference_is_told():
@@ -161,6 +189,9 @@ def test_the_first_difference_is_told():
         (["best_epoch"], 3, "best_epoch is 3, accepted: one of the 2 epochs of its history."),
         (["history", "val_accuracy"], [], "best_epoch is 2, accepted: one of the 0 epochs of its history."),
         (["history"], {}, "history.val_accuracy is missing."),
+        (["calibration"], {"temperature": 0}, "calibration.temperature is 0, accepted: greater than 0."),
+        (["calibration"], 5, "calibration is 5, accepted: a valid dictionary."),
+        (["dataset", "test"], 2**63, "dataset.test is 9223372036854775808, accepted: less than 9223372036854775808."),
     ],
 )
 def test_of_a_hostile_card_file_and_key_are_named(tmp_path, keys, value, said):

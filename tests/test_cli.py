@@ -52,10 +52,13 @@ from patchlib import cli, exporting, models, networks, plan
         (f"cct --out {'x' * 5000}", ["--out: 'xxx", "File name too long"]),
         ("cct --out a\0b", ["--out: 'a", "null"]),
         ("cct --out /dev/null", ["--out: '/dev/null' isn't a folder"]),
+        ("cct --out /dev/null/below", ["--out: '/dev/null' isn't a folder"]),
         (f"cct --notebooks {'x' * 5000}", ["--notebooks: 'xxx", "File name too long"]),
         ("x" * 5000, ["unknown notebook 'xxx", "convmixer"]),
         (f"cct --tier {'x' * 5000}", ["unknown tier of cct 'xxx", "smoke"]),
         (f"cct --set {'x' * 5000}", ["--set: received 'xxx", "NAME=VALUE"]),
+        (f"vit --set patch_size={'9' * 4000}", ["patch_size: received 999", "accepted: 1, 2, 4"]),
+        (f"cct --set dim={'9' * 9999}", ["'dim'", "received '999", "integer"]),
     ],
 )
 def test_wrong_usage_is_said_in_a_sentence_and_nothing_is_written(tmp_path, monkeypatch, capsys, words, said):
@@ -68,11 +71,16 @@ def test_wrong_usage_is_said_in_a_sentence_and_nothing_is_written(tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    "words", ["--workers 0", "--seeds -1", "--seeds 2 --seed 1", "--worker 2", "--workers 2 --scheduler x"]
+    "words",
+    [
+        *("--workers 0", "--seeds -1", "--seeds 2 --seed 1", "--worker 2", "--workers 2 --scheduler x"),
+        *(f"--seeds {'9' * 9999}", f"--timeout {'9' * 400}", f"--worker={'x' * 9999}"),
+    ],
 )
 def test_the_command_line_is_strict(words, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["run", *words.split()])
+    assert len(capsys.readouterr().err) < 1000
 
 
 def test_a_folder_with_other_parameters_is_no_finished_run(tmp_path, monkeypatch, capsys):
@@ -221,6 +229,19 @@ def test_predict_takes_pictures_folders_and_patterns_each_picture_once(model, ph
     assert {len(line.split()) for line in output.splitlines()} == {3}
 
 
+def test_names_that_no_terminal_can_show_are_escaped(photos, tmp_path):
+    known = card() | {"dataset": card()["dataset"] | {"classes": ["a\x1b[31m", "b\ud800", "c\n"]}}
+    networks.save(models.convmixer((16, 16, 3), 3, dim=8, depth=1), known, tmp_path / "own.keras")
+    os.rename("photos/a.png", "photos/\udcff.png")
+    for form in ((), ("--csv",), ("--json",)):
+        command = [sys.executable, "-m", "patchlib", "predict", "own.keras", "photos/\udcff.png", *form]
+        env = os.environ | {"PYTHONIOENCODING": "utf-8", "PYTHONUTF8": "0", "LC_ALL": "C.UTF-8"}
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
+        assert (done.stderr, done.returncode) == ("", 0)
+        shown = done.stdout.replace("\\\\", "\\")
+        assert all(name in shown for name in (r"photos/\udcff.png", r"a\x1b[31m", r"b\ud800", r"c\n")), done.stdout
+
+
 def test_csv_and_json_hold_what_classify_says(model, photos, capsys):
     written, expected = {}, answered(model, photos, 2)
     for kind in ("csv", "json"):
@@ -247,6 +268,7 @@ def test_csv_and_json_hold_what_classify_says(model, photos, capsys):
         ("evaluate cct-cifar11 digits", ["no model", "'cct-cifar11'"]),
         ("evaluate cct-cifar10 digts", ["data set 'digts'", "'digits'"]),
         ("evaluate cct-cifar10 digits --out empty", ["--out", "empty", "a new name"]),
+        ("evaluate cct-cifar10 digits --out photos/a.png/out", ["--out", "a.png/out", "can be written"]),
         ("evaluate cct-cifar10 digits --out nowhere/out", ["--out", "nowhere/out", "can be written"]),
         ("export cct-cifar11 --to onnx", ["no model", "'cct-cifar11'", "cct-cifar10"]),
         ("export cct-cifar10 --to onnx --out nowhere/a.onnx", ["--out", "nowhere/a.onnx", "can be written"]),

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from sklearn.datasets import load_digits
 
 from patchlib import load_picture
 from patchlib.data import Data, DataError, Split, load_data
+from patchlib.schema import shown
 
 RULES = ["stratified", "first", "last"]
 
@@ -588,6 +590,12 @@ def claims_more_than_there_is(path):
     return path / "own.npz"
 
 
+def strange_header(path):
+    with zipfile.ZipFile(path / "own.npz", "w") as archive:
+        archive.writestr("x_train.npy", b"\x93NUMPY\x02\0" + (9000).to_bytes(4, "little") + b"[" * 9000)
+    return path / "own.npz"
+
+
 def fifo(path):
     os.mkfifo(path / "own.npz")
     return path / "own.npz"
@@ -653,6 +661,11 @@ def test_labels_with_gaps_are_taken_where_each_has_a_name(tmp_path):
             changed(y_train=np.arange(40) % 2 * 20_000_000),
             ["2 different labels", "up to 20000000", "0 to 1", "classes"],
         ),
+        (
+            changed(x_train=np.zeros((40, 0, 8, 3), "uint8")),
+            ["x_train is uint8 of shape (40, 0, 8, 3)", "(N, H, W, 3)"],
+        ),
+        (strange_header, ["own.npz is broken"]),
         (encrypted, ["own.npz is broken", "encrypted"]),
         (claims_more_than_there_is, ["own.npz is broken"]),
         (fifo, ["no such file"]),
@@ -673,10 +686,18 @@ def test_what_is_wrong_is_named(tmp_path, make, words):
     assert re.search(r"\w\.$", str(caught.value)) or str(caught.value).endswith((").", "'."))
 
 
+def test_a_folders_name_that_is_no_unicode_is_a_classes_name_escaped(tmp_path):
+    for part, name in itertools.product(("train", "test"), ("cat", "\udcff")):
+        (tmp_path / part / name).mkdir(parents=True)
+        for number in range(3):
+            Image.fromarray(images(9)[number + 3 * (part == "test")]).save(tmp_path / part / name / f"{number}.png")
+    assert load_data(tmp_path).classes == ("cat", r"\udcff")
+
+
 @pytest.mark.parametrize("argument", ["limit", "image_size", "patch_size"])
-@pytest.mark.parametrize("value", [-5, 2.5, "8", None])
+@pytest.mark.parametrize("value", [-5, 2.5, "8", None, True, pytest.param(-(10**9999), id="long")])
 def test_numbers_that_make_no_sense_are_refused_before_anything_is_read(tmp_path, argument, value):
-    with pytest.raises(DataError, match=f"{argument}: received {re.escape(repr(value))}, accepted: 0 "):
+    with pytest.raises(DataError, match=f"{argument}: received {re.escape(shown(value))}, accepted: 0 "):
         load_data(tmp_path / "nowhere.npz", **{argument: value})
 
 

@@ -18,7 +18,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "card.json"
     with pytest.raises(Full):
         files.put(path, half)
-    assert not path.exists()
+    assert not os.listdir(tmp_path)
     files.put(path, lambda partial: partial.write_text("whole"))
     with pytest.raises(Full):
         files.put(path, half)
@@ -41,6 +41,9 @@ def test_a_folder_appears_whole_and_leaves_whole(tmp_path, monkeypatch):
 
     files.put_folder(path, fill)
     assert seen == [False] and (path / "a").read_text() == "a"
+    with pytest.raises(Full):
+        files.put_folder(tmp_path / "other", lambda folder: half(folder / "a"))
+    assert os.listdir(tmp_path) == ["checkpoint-00001"]
     monkeypatch.setattr(files.shutil, "rmtree", lambda folder: seen.append((path.exists(), folder.name)))
     files.discard_folder(path)
     assert seen[1] == (False, "checkpoint-00001.partial")

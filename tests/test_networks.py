@@ -16,6 +16,7 @@ from test_cards import card
 
 from patchlib import cards, models, networks, surgery
 from patchlib.data import Data, Split
+from patchlib.files import PathError
 
 CARD = card()
 
@@ -107,6 +108,70 @@ def test_a_hostile_file_is_refused_in_a_sentence(tmp_path, whole, changes, words
                 archive.writestr(name, content)
     with pytest.raises(ValueError, match=rf"model\.keras' isn't a Keras model \(.*{words}.*\)\.$"):
         networks.load_model(tmp_path)
+
+
+def layered(*layers):
+    inputs = keras.Input((8, 8, 3))
+    outputs = inputs
+    for layer in layers:
+        outputs = layer(outputs)
+    return keras.Model(inputs, outputs)
+
+
+def two_inputs():
+    inputs = [keras.Input((8, 8, 3)), keras.Input((8, 8, 3))]
+    return keras.Model(inputs, keras.layers.Flatten()(inputs[0] + inputs[1]))
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: layered(keras.layers.Conv2D(3, 1)), r"takes \(None, 8, 8, 3\) and gives \(None, 8, 8, 3\)"),
+        (lambda: keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)]), r"takes \(None, 5\)"),
+        (lambda: keras.Sequential([keras.Input((None, None, 3)), keras.layers.GlobalMaxPool2D()]), "None, None, 3"),
+        (two_inputs, r"takes \[\(None, 8"),
+    ],
+)
+def test_a_network_that_classifies_no_images_is_refused(tmp_path, build, words):
+    build().save(tmp_path / "model.keras")
+    with pytest.raises(networks.ModelError, match=rf"{words}.*accepted: images of one size and their logits"):
+        networks.load_model(tmp_path)
+
+
+def test_a_card_with_other_classes_than_the_network_is_refused(tmp_path):
+    model = layered(keras.layers.GlobalMaxPool2D(), keras.layers.Dense(3))
+    networks.save(model, CARD | {"dataset": CARD["dataset"] | {"classes": ["a", "b"]}}, tmp_path / "model.keras")
+    with pytest.raises(networks.ModelError, match=r"2 classes in run.json and 3 logits"):
+        networks.load_model(tmp_path)
+
+
+@pytest.mark.jax
+def test_a_network_larger_than_memory_is_refused_before_it_is_made(tmp_path, monkeypatch):
+    layered(keras.layers.Flatten(), keras.layers.Dense(50)).save(tmp_path / "model.keras")
+    with zipfile.ZipFile(tmp_path / "model.keras") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["config.json"] = members["config.json"].replace(b'"units": 50', b'"units": 10000000000')
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    monkeypatch.setattr(keras.initializers.GlorotUniform, "__call__", lambda *a, **k: pytest.fail("weights are made"))
+    with pytest.raises(networks.ModelError, match=r"its weights take 7,\d\d\d\.\d GB, and this machine has"):
+        networks.load_model(tmp_path)
+
+
+def test_weights_that_unpack_to_more_than_memory_are_refused(tmp_path, whole, monkeypatch):
+    monkeypatch.setattr(os, "sysconf", lambda name: 10**3)
+    with zipfile.ZipFile(tmp_path / "model.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in (whole | {"model.weights.h5": bytes(2 * 10**6)}).items():
+            archive.writestr(name, content)
+    with pytest.raises(networks.ModelError, match=r"it unpacks to 0\.0 GB, and this machine has 0\.0 GB"):
+        networks.load_model(tmp_path)
+
+
+@pytest.mark.parametrize("source", [5, None, b"model"])
+def test_what_is_no_path_is_refused(source):
+    with pytest.raises(PathError, match="isn't a path"):
+        networks.load_model(source)
 
 
 @pytest.mark.parametrize("kept", [slice(-200), slice(40, None)])

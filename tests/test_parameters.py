@@ -7,7 +7,7 @@ import pytest
 from patchlib import models
 from patchlib.augment import Augmentation, Mixing
 from patchlib.parameters import ARCHITECTURES, Compare, ConvMixer, Recipe, RunParameters
-from patchlib.schema import ParameterError
+from patchlib.schema import ParameterError, printable
 
 SCHEMAS = [Recipe, RunParameters, Compare, *ARCHITECTURES.values()]
 # Each field by a schema that has it, once where several inherit it.
@@ -70,6 +70,22 @@ def test_every_field_takes_its_own_kind_and_guesses_none(schema, name):
     taken, refused = (get_args(kind), ("other", 1, None)) if get_origin(kind) is Literal else KINDS[kind]
     assert all(accepts(schema, name, value) for value in taken)
     assert not any(accepts(schema, name, value) for value in refused)
+
+
+@pytest.mark.parametrize(("schema", "name"), FIELDS)
+@pytest.mark.parametrize(
+    "value", [10**4000, 10**5000, -(10**5000), [10**5000]], ids=["4001", "5001", "negative", "list"]
+)
+def test_a_number_that_nobody_can_write_is_refused_in_a_short_sentence(schema, name, value):
+    with pytest.raises(ParameterError) as caught:
+        schema(**{name: value})
+    assert len(str(caught.value)) < 600, caught.value
+
+
+def test_control_characters_and_what_is_no_unicode_are_escaped():
+    assert printable("a\x1b[31m\n\udcff\x9b") == r"a\x1b[31m\n\udcff\x9b"
+    for text in ("cat", "plain text", r"C:\x", "it's", "Müller", "می\u200cروم", "👩\u200d🚀"):
+        assert printable(text) == text
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

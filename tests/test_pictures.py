@@ -303,13 +303,16 @@ def test_more_pixels_than_a_picture_may_have_are_refused_before_they_are_made():
         load_picture(KINDS["RGB"][0], 10**6)
 
 
-@pytest.mark.parametrize("size", [0, -3, 2.5, "64", (8,), (8, 0), (8, 8, 3), (None, None), True])
+@pytest.mark.parametrize(
+    "size",
+    [0, -3, 2.5, "64", (8,), (8, 0), (8, 8, 3), (None, None), True, (True, 8), pytest.param(10**9999, id="long")],
+)
 def test_a_size_that_is_none_is_refused(size):
     with pytest.raises(DataError, match="size: received"):
         load_picture(KINDS["RGB"][0], size)
 
 
-@pytest.mark.parametrize("thing", [5, None, RGB])
+@pytest.mark.parametrize("thing", [5, None, RGB, np.zeros((0, 5, 3), "uint8"), np.zeros((5, 0), "uint8")])
 def test_what_is_no_picture_is_refused(thing):
     with pytest.raises(DataError, match=type(thing).__name__):
         load_picture(thing)

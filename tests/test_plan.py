@@ -1,5 +1,7 @@
 """What the command line asks for, as runs with folders and checked parameters."""
 
+import json
+import shutil
 import zipfile
 
 import pytest
@@ -53,3 +55,36 @@ def test_data_sets_of_one_name_have_two_folders_and_absolute_paths(tmp_path, mon
     (a, first), (b, _) = [planned("cct", "--set", f"dataset={x}/photos").popitem() for x in "ab"]
     assert a != b and a.startswith("cct-smoke-photos-") and "/" not in a
     assert first.parameters.dataset == str(tmp_path / "a" / "photos")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("5", "[1]", "a: [", "a: a: a", "[" * 10**5, "\xff", "dim: 2024-02-30", "? [a]\n: 5", "5: 5"),
+        *(f"dim: {'9' * 9999}", "dim: !!python/object/apply:os.mkdir [x]"),
+    ],
+)
+def test_a_tier_that_is_none_is_refused(tmp_path, text):
+    notebooks = shutil.copytree(plan.NOTEBOOKS, tmp_path / "notebooks", ignore=shutil.ignore_patterns("*.csv"))
+    (notebooks / "tiers" / "cct-own.yaml").write_text(text, encoding="latin1")
+    with pytest.raises(plan.UsageError, match=r"cct-own\.yaml isn't a tier \(.*\)\.$") as caught:
+        planned("cct", "--tier", "own", "--notebooks", str(notebooks))
+    assert len(str(caught.value)) < 1000
+
+
+def cell(source):
+    return json.dumps({"cells": [{"metadata": {"tags": ["parameters"]}, "source": source}]})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "5", "[]", '{"cells": 5}', '{"cells": [5]}', '{"cells": [{"metadata": 5}]}', "[" * 10**5, "\xff"]
+    + [cell(source) for source in (5, "dim: int = f()", "dim: int = " + "9" * 9999, "dim: int =", "(" * 10**5)],
+)
+def test_a_notebook_without_a_parameters_cell_is_refused(tmp_path, text):
+    (tmp_path / "cct.ipynb").write_text(text, encoding="latin1")
+    with pytest.raises(
+        plan.UsageError, match=r"cct\.ipynb isn't a notebook with one parameters cell \(.*\)\.$"
+    ) as caught:
+        planned("cct", "--notebooks", str(tmp_path))
+    assert len(str(caught.value)) < 1000

@@ -71,7 +71,13 @@ def test_one_picture_of_any_kind_is_several(tmp_path):
     assert patchlib.classify(Means(), []) == []
 
 
-@pytest.mark.parametrize("top", [0, -1, 2.5, "3", None])
+@pytest.mark.parametrize("thing", [5, None, object()])
+def test_what_is_no_picture_is_refused(thing):
+    with pytest.raises(DataError, match=f"this {type(thing).__name__} can't be read as a picture"):
+        patchlib.classify(Means(), thing)
+
+
+@pytest.mark.parametrize("top", [0, -1, 2.5, "3", None, True, pytest.param(-(10**9999), id="long")])
 def test_a_top_that_makes_no_sense_is_refused(top):
     with pytest.raises(DataError, match="top: received .*accepted: a whole number from 1 on"):
         patchlib.classify(Means(), some(1), top=top)

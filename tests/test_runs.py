@@ -1,8 +1,10 @@
 import datetime
 import importlib.util
 import json
+import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import keras
@@ -402,6 +404,61 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before_it(tmp_path, monkeypatc
     card = runs.train(small_model(9), tiny(), RECIPE, tmp_path / "run")
     assert "checkpoint-00002 is broken: going on from checkpoint-00001" in capsys.readouterr().out
     assert card["metrics"] == expected and names(tmp_path / "run") == ["model.keras", "predictions.npz", "run.json"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A run's only checkpoint."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        stop(folder, patch, small_model())
+    return cards.checkpoints(folder)[0]
+
+
+def with_right_digest(checkpoint, folder, name, content):
+    """A copy of a checkpoint in a run's folder, in which one file is another."""
+    copy = shutil.copytree(checkpoint, folder / checkpoint.name)
+    if isinstance(content, dict):
+        content = json.dumps(json.loads((copy / name).read_text()) | content)
+    (copy / name).write_text(content) if isinstance(content, str) else np.savez(copy / name, *content)
+    (copy / "sha256").write_text(runs._digest(copy))
+
+
+ROWS = {name: [1.0] for name in (*cards.ROW, "side", "seconds")}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *(("progress.json", content) for content in ("5", "[]", "{}", "[" * 10**5)),
+        *(("progress.json", {name: of}) for name in ("history", "best_epoch", "run") for of in (None, 5, {}, [])),
+        ("progress.json", {"best_epoch": 7}),
+        ("progress.json", {"run": {"parameters": 5, "layers": 5}}),
+        ("progress.json", {"history": {"loss": [1.0]}}),
+        ("progress.json", {"history": ROWS | {"accuracy": []}}),
+        *((name, of) for name in ("state.npz", "best.npz") for of in ("text", [np.array([{}], object)])),
+        *(("best.npz", content) for content in ([], [np.zeros(3)])),
+    ],
+)
+def test_a_checkpoint_with_a_right_digest_and_wrong_contents_is_refused(checkpoint, tmp_path, name, content):
+    with_right_digest(checkpoint, tmp_path, name, content)
+    model = small_model()
+    with pytest.raises(cards.RunError, match=r"checkpoint-00001 isn't a checkpoint \(.*\): remove it\.$"):
+        runs._resume(tmp_path, runs._identity(model, tiny(), RECIPE), model)
+
+
+def test_a_checkpoints_state_of_other_shapes_is_refused(checkpoint, tmp_path):
+    with_right_digest(checkpoint, tmp_path, "state.npz", [np.zeros(3)])
+    with pytest.raises(ValueError, match="the checkpoint's state is of other shapes"):
+        runs.train(small_model(), tiny(), RECIPE, tmp_path)
+
+
+def test_a_checkpoints_pipe_is_not_read(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / checkpoint.name)
+    (tmp_path / checkpoint.name / "state.npz").unlink()
+    os.mkfifo(tmp_path / checkpoint.name / "state.npz")
+    with pytest.raises(cards.RunError, match="no checkpoint of it is whole"):
+        runs.train(small_model(), tiny(), RECIPE, tmp_path)
 
 
 def test_where_no_checkpoint_is_whole_nothing_is_begun_anew(tmp_path, monkeypatch):

@@ -37,12 +37,16 @@ TRIED = {
             "cards": ["of_a_hostile_card_file_and_key_are_named"],
             "cli": ["wrong_usage_is_said_in_a_sentence_and_nothing_is_written"],
             "data": ["what_is_wrong_is_named"],
-            "networks": ["a_hostile_file_is_refused_in_a_sentence"],
+            "networks": ["a_hostile_file_is_refused_in_a_sentence", "a_network_that_classifies_no_images_is_refused"],
             "pictures": [
                 "what_cant_be_read_is_refused_by_name",
                 "what_has_no_end_or_is_too_large_is_refused_before_it_is_read",
             ],
-            "runs": ["a_folder_that_cannot_be_written_into_is_refused_before_training"],
+            "plan": ["a_tier_that_is_none_is_refused", "a_notebook_without_a_parameters_cell_is_refused"],
+            "runs": [
+                "a_folder_that_cannot_be_written_into_is_refused_before_training",
+                "a_checkpoint_with_a_right_digest_and_wrong_contents_is_refused",
+            ],
         },
     ),
     "made-up parameters and words": (
