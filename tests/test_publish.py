@@ -136,7 +136,7 @@ def test_the_overview_has_means_over_seeds_and_no_run_that_differs_from_its_tier
     ]
     text = publish.overview(found, EXAMPLES, {"cct": {"fast": 300, "example": 3000}})
     row = next(row for row in text.splitlines() if row.startswith("| CCT"))
-    assert row == "| CCT | 77.61 | 30 |  | 80.50 ± 0.71 (2) | 5 | 10.0% |  |  | 283,723 |"
+    assert row == "| CCT | CIFAR-10 | 77.61 | 30 |  | 80.50 ± 0.71 (2) | 5 | 10.0% |  |  | 283,723 |"
 
 
 def test_the_headline_is_the_smallest_and_the_largest_gain():
