@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_training import RECIPE, Recorder, changed, small_model, tiny
 
-from patchlib import cards, evaluation, models, networks, runs, training
+from patchlib import cards, evaluation, models, networks, runs, surgery, training
 from patchlib.data import Data, Split
 from patchlib.parameters import ConvMixer, Recipe
 
@@ -318,7 +318,7 @@ def test_a_run_starts_from_a_trained_network_once(tmp_path, monkeypatch):
     known = networks.load_model(tmp_path / "known")
     asked, here = [], tmp_path / "run"
     monkeypatch.setattr(networks, "start_from", lambda *arguments: asked.append(arguments[1]))
-    monkeypatch.setattr(models, "whiten", lambda *_: pytest.fail("it starts from a trained network"))
+    monkeypatch.setattr(surgery, "whiten", lambda *_: pytest.fail("it starts from a trained network"))
     recipe = changed(init_from=str(tmp_path / "known"), whiten=True)
     stop(here, monkeypatch, small_model(), recipe=recipe)
     runs.train(small_model(), tiny(), recipe, here)
