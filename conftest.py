@@ -19,9 +19,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(sys.prefix, "com
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
-    """A browser, by Playwright."""
+    """A browser, by Playwright, whose event loop ends with it: others start loops of their own."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="there's no Playwright here: see `make browser`")
     with sync_api.sync_playwright() as playwright:
         try:

@@ -44,7 +44,9 @@ def test_a_folder_without_train_is_refused_before_anything_starts(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     for name in ("cats", "dogs"):
         (tmp_path / "photos" / name).mkdir(parents=True)
-    with pytest.raises(DataError, match="photos has no folder 'train': .*/train/<class>/; it has cats, dogs, which"):
+    with pytest.raises(
+        DataError, match=r"photos has no folder 'train': .*/train/<class>/\*.png; it has cats, dogs, which"
+    ):
         planned("cct", "--set", "dataset=photos")
 
 
