@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import refresh
 from bite import BUGS, place
+from siege import WHAT
 
 import patchlib
 from patchlib import cli, exporting
@@ -130,6 +131,12 @@ def test_the_readmes_tables_are_made_from_cards_and_measurements():
     text = (ROOT / "tools" / "README.md").read_text()
     spoiled = re.sub(r"(\| (CCT|gMLP) \|) [\d,.]+", r"\1 1.23", text)
     assert spoiled.count("| 1.23 |") == 2 and refresh.tools_readme(text) == text == refresh.tools_readme(spoiled)
+
+
+def test_every_test_of_the_siege_is_there():
+    for test in WHAT:
+        module, name = test.split("::")
+        assert f"def {name}(" in (ROOT / "tests" / module).read_text(), test
 
 
 def test_every_bug_of_make_bite_still_has_its_place():

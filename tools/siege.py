@@ -23,7 +23,7 @@ TRIED = {
         "lost",
         {
             "batch": [
-                "eight_runs_of_which_one_fails_while_a_worker_and_a_kernel_are_killed",
+                "eight_runs_on_two_gpus_of_which_one_fails_while_a_worker_and_a_kernel_are_killed",
                 "a_cluster_without_a_shared_disk_one_of_whose_workers_is_killed",
                 "a_scheduler_that_is_killed_is_said_in_a_sentence",
                 "two_at_once_do_not_disturb_each_other_and_a_kernel_that_dies_after_its_card_has_not_finished",
