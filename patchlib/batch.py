@@ -265,7 +265,8 @@ def _connect(scheduler, workers, stack):
         shared[name] = str(max(1, CPU_COUNT // workers))
     environment = {name: os.environ.get(name, value) for name, value in shared.items()}
     # Kernels import this very package, and not another checkout's.
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    places = str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, places))  # an empty one would be the working directory
     if "PATCHLIB_DATA" in os.environ:  # the notebooks are executed in another folder
         environment["PATCHLIB_DATA"] = str(files.user_path(os.environ["PATCHLIB_DATA"]).absolute())
     scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="patchlib-", ignore_cleanup_errors=True))

@@ -153,7 +153,7 @@ def run(architecture, ingredient, seed, folder):
     p = ARCHITECTURES[architecture](**values | (change if isinstance(change, dict) else {}))
     data = load_data(p.dataset, limit=p.limit, validation=p.validation)
     model = models.build(p, data, machine.precision() if p.precision == "auto" else p.precision)
-    callbacks = [Average()] if change is Average else []
+    callbacks = [change()] if isinstance(change, type) else []
     if callable(change) and not callbacks:
         change(model, np.random.default_rng((seed, 4)))
     with tempfile.TemporaryDirectory() as scratch:
