@@ -1,3 +1,5 @@
+from contextlib import contextmanager
+
 import keras
 import numpy as np
 import pytest
@@ -17,6 +19,30 @@ def test_a_layer_that_is_not_its_definition_is_named():
         checks.layer(keras.layers.Dense(3), x, lambda x, weights: right(x, weights)[:1])
     with pytest.raises(AssertionError, match="nan"):
         checks.layer(keras.layers.Dense(3), x, lambda x, weights: right(x, weights) * np.nan)
+
+
+def test_a_layer_is_compared_on_the_processor_where_products_are_exact(monkeypatch):
+    """NVIDIA's accelerators round what goes into a float32 product to 10 bits, more than the comparison allows."""
+    here, seen = ["cuda:0"], []
+
+    @contextmanager
+    def device(name):
+        here.append(name)
+        yield
+        here.pop()
+
+    class Noticing(keras.layers.Dense):
+        def build(self, shape):
+            seen.append(here[-1])
+            super().build(shape)
+
+        def call(self, x):
+            seen.append(here[-1])
+            return super().call(x)
+
+    monkeypatch.setattr(keras, "device", device)
+    checks.layer(Noticing(3), np.ones((2, 4), "float32"), lambda x, weights: x @ weights["kernel"] + weights["bias"])
+    assert set(seen) == {"cpu"}
 
 
 def picture(kind, height=12, width=20):
