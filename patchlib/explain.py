@@ -20,8 +20,7 @@ def influence(model: keras.Model, images, block: str = "block_0", directions: in
 
     Entry [n, i, j] is the root of the mean, over random unit directions u of position j's vector, of
     ‖∂ output_i / ∂ input_j · u‖²: the Frobenius norm of that Jacobian over the root of the vectors' width. Derivatives
-    are central differences with a step of a hundredth of the input's deviation, for which the block should compute in
-    float32.
+    are central differences with a step of a hundredth of the input's deviation, computed in float32.
 
     Args:
         model: with a layer named ``block`` from positions to as many positions.
@@ -33,31 +32,34 @@ def influence(model: keras.Model, images, block: str = "block_0", directions: in
     Returns:
         float32 (N, positions, positions), positions row by row, without a class token.
     """
-    layer, token = model.get_layer(block), int("token" in {part.name for part in model.layers})
-    inputs = keras.ops.convert_to_numpy(keras.Model(model.inputs[0], layer.input)(images)).astype("float32")
-    *_, width = shape = inputs.shape[1:]
-    count = int(np.prod(shape[:-1]))
-    rng = np.random.default_rng(seed)
-    found = np.zeros((len(inputs), count, count), "float32")
-    for n, tokens in enumerate(inputs.reshape(len(inputs), count, width)):
-        step = 0.01 * tokens.std()
-        for _ in range(directions):
-            unit = rng.normal(size=width).astype("float32")
-            unit /= np.linalg.norm(unit)
-            for part in np.array_split(np.arange(count), max(1, count // 64)):  # so that memory doesn't grow with both
-                changes = np.zeros((len(part), count, width), "float32")  # at one position each
-                changes[np.arange(len(part)), part] = step * unit
-                up, down = (
-                    keras.ops.convert_to_numpy(layer((tokens + sign * changes).reshape(-1, *shape), training=False))
-                    for sign in (1, -1)
-                )
-                answers = (up - down).reshape(len(part), count, -1).astype("float32") / (2 * step)
-                found[n][:, part] += (answers**2).sum(axis=-1).T
+    with surgery.exactly(model) as model:
+        layer, token = model.get_layer(block), int("token" in {part.name for part in model.layers})
+        inputs = keras.ops.convert_to_numpy(keras.Model(model.inputs[0], layer.input)(images)).astype("float32")
+        *_, width = shape = inputs.shape[1:]
+        count = int(np.prod(shape[:-1]))
+        rng = np.random.default_rng(seed)
+        found = np.zeros((len(inputs), count, count), "float32")
+        for n, tokens in enumerate(inputs.reshape(len(inputs), count, width)):
+            step = 0.01 * tokens.std()
+            for _ in range(directions):
+                unit = rng.normal(size=width).astype("float32")
+                unit /= np.linalg.norm(unit)
+                for part in np.array_split(
+                    np.arange(count), max(1, count // 64)
+                ):  # so that memory doesn't grow with both
+                    changes = np.zeros((len(part), count, width), "float32")  # at one position each
+                    changes[np.arange(len(part)), part] = step * unit
+                    up, down = (
+                        keras.ops.convert_to_numpy(layer((tokens + sign * changes).reshape(-1, *shape), training=False))
+                        for sign in (1, -1)
+                    )
+                    answers = (up - down).reshape(len(part), count, -1).astype("float32") / (2 * step)
+                    found[n][:, part] += (answers**2).sum(axis=-1).T
     return np.sqrt(found / directions)[:, token:, token:]
 
 
 def reach(model: keras.Model, image, step: float = 1.0) -> dict[str, np.ndarray]:
-    """How far a change of the middle patch's pixels has come after the stem and after each block, in magnitude.
+    """How far a change of the middle patch's pixels has come after the stem and after each block, in float32.
 
     Args:
         model: one of ``patchlib.models`` whose blocks keep a grid (rows, columns) of positions.
@@ -72,10 +74,10 @@ def reach(model: keras.Model, image, step: float = 1.0) -> dict[str, np.ndarray]
     changed = np.array(image, "float32")
     top, left = (side // 2 // size * size for side in changed.shape[:2])
     changed[top : top + size, left : left + size] += step
-    partial = keras.Model(model.inputs[0], {name: model.get_layer(name).output for name in names})
-    both = partial(np.stack([np.array(image, "float32"), changed]))
-    both = {name: keras.ops.convert_to_numpy(values).astype("float32") for name, values in both.items()}
-    return {name: np.linalg.norm(values[1] - values[0], axis=-1) for name, values in both.items()}
+    with surgery.exactly(model) as model:
+        found = surgery.intermediates(model)(np.stack([np.array(image, "float32"), changed]))
+        before, after = ({name: keras.ops.convert_to_numpy(found[name])[n] for name in names} for n in (0, 1))
+    return {name: np.linalg.norm(after[name] - before[name], axis=-1) for name in names}
 
 
 def lesions(model: keras.Model) -> dict[str, tuple[str, ...]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from patchlib import networks, pictures
+from patchlib import networks, pictures, surgery
 from patchlib.backend import keras, quiet
 from patchlib.files import settle, user_path
 from patchlib.layers import kernels
@@ -74,8 +74,8 @@ def export(model: keras.Model, to: str, path: str | os.PathLike) -> float:
 
 def _convert(model, keras_format, opened, file):
     """Write the file; return the largest difference between a logit of it and of the network."""
-    with keras.device("cpu"), quiet():  # a GPU would round what goes into matrix products
-        network, images = _in_float32(model), _crops(*model.input_shape[1:])
+    with surgery.exactly(model) as network, quiet():
+        images = _crops(*model.input_shape[1:])
         expected = network.predict(images, verbose=0)
         inputs = keras.Input(images.shape[1:], name="images")
         with kernels.plain():
@@ -85,17 +85,6 @@ def _convert(model, keras_format, opened, file):
         run = opened(file, notes | {"temperature": networks.temperature(model)})
         logits = np.concatenate([run(batch) for batch in np.split(images, (1, 2, 3))])
     return float(np.abs(logits - expected).max())
-
-
-def _in_float32(model):
-    """The model, or if it computes in another dtype, a copy in float32."""
-    if all(layer.compute_dtype == "float32" for layer in model.layers):
-        return model
-    copy = keras.models.clone_model(
-        model, clone_function=lambda layer: type(layer).from_config(layer.get_config() | {"dtype": "float32"})
-    )
-    copy.set_weights(model.get_weights())
-    return copy
 
 
 def _crops(height, width, channels):

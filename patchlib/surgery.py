@@ -1,4 +1,4 @@
-"""Networks opened up: what their layers give, the same layers at another size, and weights changed from outside."""
+"""Networks opened up: what their layers give, in float32 or at another size, and weights changed from outside."""
 
 import contextlib
 import math
@@ -12,6 +12,22 @@ from patchlib.backend import keras
 def intermediates(model: keras.Model) -> keras.Model:
     """A model that shares ``model``'s weights and returns every layer's output by name: ``out["block_3"]``."""
     return keras.Model(model.inputs[0], {layer.name: layer.output for layer in model.layers})
+
+
+@contextlib.contextmanager
+def exactly(model: keras.Model) -> Iterator[keras.Model]:
+    """The model in float32 on the processor, where small differences aren't rounded away: a copy, if it isn't float32.
+
+    A GPU rounds what goes into matrix products, in float32 too.
+    """
+    with keras.device("cpu"):
+        if any(layer.compute_dtype != "float32" for layer in model.layers):
+            exact = keras.models.clone_model(
+                model, clone_function=lambda layer: type(layer).from_config(layer.get_config() | {"dtype": "float32"})
+            )
+            exact.set_weights(model.get_weights())
+            model = exact
+        yield model
 
 
 def at_size(model: keras.Model, side: int) -> keras.Model:

@@ -74,6 +74,18 @@ def test_a_change_of_the_middle_patch_reaches_as_far_as_kernels_do(size):
     np.testing.assert_allclose(found["stem"], expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_small_changes_are_followed_in_float32_whatever_the_network_computes_in(precision):
+    """In bfloat16 a change that has come far is rounded away, and a derivative by differences is noise."""
+    image = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3))
+    far = explain.reach(models.convmixer((64, 64, 3), dim=16, dtype=precision), image[0], step=50)
+    assert [(change > 0).any(axis=1).sum() for change in far.values()] == [1, 5, 9, 13, 17, 21, 25, 29, 32]
+    networks = [models.convmixer((16, 16, 3), dim=16, depth=1, dtype=dtype) for dtype in (precision, "float32")]
+    networks[1].set_weights(networks[0].get_weights())
+    found, expected = (explain.influence(network, image[:, :16, :16], directions=1) for network in networks)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 SMALL = {
     "convmixer": models.convmixer((8, 8, 3), 3, dim=8, depth=2),
     "cct": models.cct((8, 8, 3), 3, dim=8, key_dim=4, conv_dim=4),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import patchlib
-from patchlib import exporting, models, reference
+from patchlib import exporting, models, reference, surgery
 from patchlib.layers.kernels import common
 from patchlib.parameters import ARCHITECTURES
 
@@ -98,7 +98,7 @@ def test_a_converter_that_fails_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "_in_float32", None)
+    monkeypatch.setattr(surgery, "exactly", None)
     path, model = tmp_path / "network", small("cct")
     with pytest.raises(ValueError, match="format: received 'tflite', accepted: onnx, litert, saved_model"):
         patchlib.export(model, "tflite", path)
