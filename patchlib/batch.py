@@ -38,7 +38,8 @@ class Outcome:
 
     status: str
     reason: str = ""
-    accuracy: float = float("nan")
+    accuracy: float = float("nan")  # on so many test images
+    images: int = 0
     seconds: float = float("nan")
 
 
@@ -139,7 +140,7 @@ def judge(run: Run, status: str) -> Outcome:
     if other := [line[66:] for line in written if line not in found]:
         what = f"{shown(', '.join(other))} changed since its run ended"
         return Outcome("failed", f"{run.folder}: {what} ({digests.name}): put it back, or remove the folder.")
-    return Outcome(status, "", card["metrics"]["test_accuracy"], card["time"]["seconds"])
+    return Outcome(status, "", card["metrics"]["test_accuracy"], card["dataset"]["test"], card["time"]["seconds"])
 
 
 def run_all(

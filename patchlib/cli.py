@@ -137,7 +137,7 @@ def _details(run, outcome):
     folder = Path(os.path.relpath(run.folder))
     command = [os.path.relpath(sys.executable), "-m", "patchlib", "predict", str(folder), "picture.jpg"]
     lines = {
-        "test accuracy": f"{outcome.accuracy:.4f}",
+        "test accuracy": f"{outcome.accuracy:.4f} on {outcome.images:,} images",
         "notebook": folder / run.notebook.name,
         "run card": folder / cards.CARD,
         "model": folder / cards.MODEL,
@@ -232,7 +232,10 @@ def _evaluate(asked):
     print(evaluation.headline(tables))
     names, *rows = tables["classes"]
     worst = sorted((row for row in rows if row[1]), key=lambda row: row[3])[:10]
-    print(markdown.table(names, [[name, images, f"{p:.3f}", f"{r:.3f}"] for name, images, p, r in worst]))
+    said = [[name, images, "–" if p != p else f"{p:.3f}", f"{r:.3f}"] for name, images, p, r in worst]  # if it's nan
+    print(markdown.table(names, said))
+    if out:
+        print(f"tables and a figure: {asked.out}")
     return 0
 
 

@@ -18,7 +18,7 @@ from patchlib import cards
 from patchlib.cards import CARD, MODEL
 from patchlib.data import Data
 from patchlib.files import MOST_BYTES, user_path
-from patchlib.schema import brief, printable, shown
+from patchlib.schema import brief, nearest, printable, shown
 from patchlib.sources import refuse_more_than_memory
 
 if TYPE_CHECKING:  # else a command would wait for Keras before it says that there's no such model
@@ -107,8 +107,11 @@ def locate(source: str | os.PathLike) -> Path:
     elif path.is_dir():
         path = path / MODEL
     if not path.is_file():
-        names = f"a trained network ({', '.join(published())}), " if published() else ""
-        raise ModelError(f"no model: received {shown(str(source))}, accepted: {names}a run's folder or a .keras file.")
+        known, meant, name = published(), "", str(source)
+        if known and not {"/", "."} & set(name):
+            meant = f" did you mean {nearest(name, known)!r}?"
+        names = f"a trained network ({', '.join(known)}), " if known else ""
+        raise ModelError(f"no model: received {shown(name)},{meant} accepted: {names}a run's folder or a .keras file.")
     if not zipfile.is_zipfile(path):
         raise ModelError(f"{shown(str(path))} isn't a Keras model (it's no zip archive).")
     return path

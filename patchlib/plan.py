@@ -169,6 +169,5 @@ def data_set(name: str, local: bool = True) -> str:
             sources.refuse_unsorted(path)
         return str(path.absolute())
     where = f"a path, and there is no {path.absolute()}" if local else "an absolute path on the workers' own disks"
-    raise UsageError(
-        f"data set {shown(name)}: did you mean {nearest(name, data.NAMES)!r}? Accepted: {names}, or {where}."
-    )
+    meant = "" if "/" in name else f" did you mean {nearest(name, data.NAMES)!r}?"
+    raise UsageError(f"data set {shown(name)}:{meant} Accepted: {names}, or {where}.")

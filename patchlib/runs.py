@@ -132,7 +132,10 @@ def _train(model, data, recipe, folder, callbacks):
     identity = _identity(model, data, recipe)
     progress, started = _resume(folder, identity, model)
     steps = training.count_steps(data.train, recipe)
-    notes = [f"{steps:,} steps an epoch, {recipe.epochs * steps:,} in all", *training.few_steps(data.train, recipe)]
+    notes = [
+        f"{steps:,} step{'s' * (steps > 1)} an epoch, {recipe.epochs * steps:,} in all",
+        *training.few_steps(data.train, recipe),
+    ]
     print(*notes, sep="\n")
     if progress.epoch:
         print(f"continuing after epoch {progress.epoch} of {recipe.epochs}")

@@ -287,7 +287,7 @@ def accuracy_summary(found):
         times = [f"{row['example'] / 60:,.0f}", f"{row['fast'] / 60:.1f}", f"{row['example'] / row['fast']:.1f}"]
         sooner = _as_the_first_epoch(architecture, row)
         rows.append([ARCHITECTURES[architecture].title, accuracies[0], times[0], accuracies[1], *times[1:], sooner])
-    return markdown.table([*columns, "times as fast as the baseline's first epoch there"], rows)
+    return markdown.table([*columns, "the same by our baseline's epochs"], rows)
 
 
 def _as_the_first_epoch(architecture, row):
@@ -311,7 +311,7 @@ def _report_feed(found):
         # forward, for the input's gradient and for the weights': a product and a sum for each multiply-add
         fed = 3 * 2 * row["multiply_adds"] * max(speeds) / 1e12
         rows.append([name, *(f"{speed:,.0f}" for speed in speeds), f"{fed:,.1f}"])
-    columns = [f"{count} threads" for count in next(iter(found.values()))["speeds"]]
+    columns = [f"{count} thread{'s' * (count > 1)}" for count in next(iter(found.values()))["speeds"]]
     return markdown.table(["images/s prepared", *columns, "busy up to, TFLOP/s"], rows)
 
 
