@@ -66,31 +66,23 @@ class Recipe(Checked):
     seed: int = Field(0, ge=0, lt=2**32)
 
     @pydantic.model_validator(mode="after")
-    def _decay_fits(self) -> Self:
+    def _schedule_fits(self) -> Self:
         if self.fixed_decay and (self.schedule not in ("constant", "plateau") or self.optimizer != "adamw"):
             raise ValueError(
                 f"fixed_decay: received True with schedule {self.schedule!r} and optimizer {self.optimizer!r}, "
                 "accepted: False, or schedule 'plateau' or 'constant' with 'adamw'."
             )
-        return self
-
-    @pydantic.model_validator(mode="after")
-    def _growth_fits(self) -> Self:
         if self.start_size and (self.schedule == "plateau" or self.patience):
             raise ValueError(
                 f"start_size: received {self.start_size} with schedule {self.schedule!r} and patience {self.patience}, "
                 "accepted: 0, or another schedule than 'plateau' and no patience."
             )
-        return self
-
-    @pydantic.model_validator(mode="after")
-    def _warmup_fits(self) -> Self:
         if self.warmup_epochs and self.schedule != "cosine":
             raise ValueError(
                 f"warmup_epochs: received {self.warmup_epochs} with schedule {self.schedule!r}, "
                 "accepted: 0, or schedule 'cosine'."
             )
-        if self.warmup_epochs >= self.epochs and self.warmup_epochs:
+        if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs: received {self.warmup_epochs}, accepted: less than epochs ({self.epochs})."
             )
