@@ -168,7 +168,7 @@ def _identity(model, data, recipe):
     """What a run must have in common with a checkpoint to go on from it."""
     return {
         "architecture": model.name,
-        "parameters": _without_folder(recipe),
+        "parameters": recipe.model_dump(exclude={"run_dir"}),
         "fingerprint": data.fingerprint,
         "dtype_policy": optimizers.dtype_policy(model),
         "layers": {layer.name: _configuration(layer) for layer in model.layers},
@@ -259,10 +259,6 @@ def _defaults(layer):
         for kind in reversed(type(layer).__mro__)
     ]
     return {p.name: p.default for part in parameters for p in part if p.default is not p.empty}
-
-
-def _without_folder(recipe):
-    return {name: value for name, value in recipe.model_dump().items() if name != "run_dir"}
 
 
 def _now():

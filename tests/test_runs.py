@@ -245,7 +245,7 @@ def test_precision_is_settled_when_a_run_starts_and_kept_when_it_goes_on(tmp_pat
 def test_the_cards_command_gives_the_same_parameters(tmp_path):
     papermill_cli = pytest.importorskip("papermill.cli", reason="papermill comes with the notebooks' extra")
     p = ConvMixer(batchnorm_epsilon=1e-5, learning_rate=3e-7, flip=False, dataset="/my photos/")
-    identity = {"architecture": "convmixer", "parameters": runs._without_folder(p)}
+    identity = {"architecture": "convmixer", "parameters": p.model_dump(exclude={"run_dir"})}
     words = shlex.split(runs._command(identity))
     given = {name: papermill_cli._resolve_type(value) for flag, name, value in zip(*[iter(words[5:])] * 3, strict=True)}
     assert ConvMixer(**given) == p
