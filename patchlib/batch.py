@@ -164,7 +164,8 @@ def run_all(
     if not todo:
         return outcomes
     with ExitStack() as stack:
-        report = stack.enter_context(_Report(todo, outcomes))
+        report = _Report(todo, outcomes)
+        stack.callback(report.bar.close)
         client = _connect(scheduler, min(workers or len(gpus()) or 1, len(todo)), stack)
         futures, ended = _submit(client, todo, scheduler is None, timeout)
         try:
@@ -199,12 +200,6 @@ class _Report:
             disable=not sys.stderr.isatty(),
         )
         self.spoken = self.started = time.monotonic()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.bar.close()
 
     def look(self):
         """Report what is new."""

@@ -436,8 +436,9 @@ def test_on_a_terminal_a_bar_has_the_epochs_and_the_last_ones_numbers(tmp_path, 
     folder = run.folder / "checkpoint-00001"
     folder.mkdir(parents=True)
     history = {"loss": [0.5], "accuracy": [0.5], "val_loss": [0.5], "val_accuracy": [0.125]}
-    with batch._Report([run], {}) as report:
-        (folder / "progress.json").write_text(json.dumps({"history": history}))
-        report.look()
+    report = batch._Report([run], {})
+    (folder / "progress.json").write_text(json.dumps({"history": history}))
+    report.look()
+    report.bar.close()
     bar = terminal.getvalue().split("\r")[-1]
     assert "1/4" in bar and "validation accuracy 0.1250" in bar and "epoch 1/4" not in terminal.getvalue()
