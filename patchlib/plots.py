@@ -10,6 +10,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from patchlib.parameters import ARCHITECTURES
+from patchlib.sources import refuse_untiled
 
 TIERS = {"baseline": "D", "fast": "o", "tuned": "s"}  # and their markers
 
@@ -44,14 +45,10 @@ def patches(image, patch_size: int, size=4.0) -> Figure:
     """An image (H, W, 3), 0 to 255, beside the patches that a model with this patch size cuts it into.
 
     Raises:
-        ValueError: the patches don't tile the image.
+        DataError: the patches don't tile the image.
     """
     height, width, channels = image.shape
-    if height % patch_size or width % patch_size:
-        raise ValueError(
-            f"patch_size: received {patch_size} for an image of {height} x {width} pixels, "
-            "accepted: a divisor of both its height and its width."
-        )
+    refuse_untiled((height, width), patch_size)
     rows, columns, gap = height // patch_size, width // patch_size, max(1, patch_size // 4)
     cut = np.full((rows, patch_size + gap, columns, patch_size + gap, channels), 255, "uint8")
     cut[:, gap:, :, gap:] = image.reshape(rows, patch_size, columns, patch_size, channels)

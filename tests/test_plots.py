@@ -31,7 +31,7 @@ def test_patches_are_the_image_cut_along_its_grid(height, width):
 
 
 def test_patches_that_do_not_tile_are_refused_in_a_sentence():
-    with pytest.raises(ValueError, match="patch_size: received 8 for an image of 32 x 20 pixels, accepted: a divisor"):
+    with pytest.raises(ValueError, match="images of 32 x 20 pixels aren't tiled by patches of 8, accepted: 1, 2, 4;"):
         plots.patches(np.zeros((32, 20, 3), "uint8"), 8)
 
 
