@@ -71,8 +71,7 @@ def drawn(model: keras.Model, data: Data, parameters: RunParameters) -> tuple[di
     After the notebook's own smoke run that's its model and the published network of the architecture, on photographs.
     After any other run it's the model just trained, on test images of its own data.
     """
-    (name,) = [name for name, kind in ARCHITECTURES.items() if isinstance(parameters, kind)]
-    published = [found for found in networks.published() if found.startswith(f"{name}-")]
+    published = [name for name in networks.published() if name.startswith(f"{model.name}-")]
     if not (parameters.is_smoke() and published):
         return {"this run": model}, data.test.images[:2]
     return {"this run": model} | {name: networks.load_model(name) for name in published}, pictures.photographs(32)
