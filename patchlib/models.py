@@ -33,7 +33,7 @@ from patchlib import layers
 from patchlib.backend import keras
 from patchlib.data import Data
 from patchlib.layers import kernels
-from patchlib.layers.base import positive
+from patchlib.layers.base import one_of, positive
 from patchlib.parameters import ARCHITECTURES, RunParameters
 
 
@@ -300,8 +300,7 @@ def vit(
     """
     if not isinstance(heads, int) or heads < 1 or dim % heads:
         raise ValueError(f"`heads` must divide `dim`. Received: heads={heads!r}, dim={dim!r}")
-    if pool not in ("token", "mean"):
-        raise ValueError(f"`pool` must be 'token' or 'mean'. Received: pool={pool!r}")
+    one_of(("token", "mean"), pool=pool)
     images, x = _images(input_shape, mean, std, 0, depth, dtype)
     x = layers.PatchEmbedding(dim, patch_size, name="stem", dtype=dtype)(x)
     if pool == "token":

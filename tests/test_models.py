@@ -360,5 +360,5 @@ def test_impossible_sizes_are_refused():
         models.convmixer(std=[1, 0, 1])
     with pytest.raises(ValueError, match="`heads` must divide `dim`. Received: heads=3, dim=128"):
         models.vit(heads=3)
-    with pytest.raises(ValueError, match="'token' or 'mean'. Received: pool='max'"):
+    with pytest.raises(ValueError, match="one of 'token', 'mean'. Received: pool='max'"):
         models.vit(pool="max")
