@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, NotRequired
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 import pydantic
@@ -29,85 +29,40 @@ SUMS = "SHA256SUMS"
 ROW = ("loss", "accuracy", "val_loss", "val_accuracy")  # an epoch's numbers, as far as they are followed
 CHECKPOINT, PROGRESS = "checkpoint-", "progress.json"  # a folder, and the file in it that is no array
 
-
-_Share = Annotated[float, pydantic.Field(ge=0, le=1)]
-_Count = Annotated[int, pydantic.Field(ge=1, lt=2**63)]
-
-
-class _Dataset(TypedDict):
-    name: str
-    fingerprint: str
-    train: _Count
-    validation: _Count
-    test: _Count
-    classes: NotRequired[list[str]]
+_SHARE = Annotated[float, pydantic.Field(ge=0, le=1)]
+_COUNT = Annotated[int, pydantic.Field(ge=1, lt=2**63)]
 
 
-class _Counts(TypedDict):
-    parameters: _Count
-    multiply_adds: NotRequired[_Count]
+def _part(extra=Any, **entries):
+    """A dictionary with at least these entries, each of its type, and maybe others, of the type ``extra``."""
+    part = TypedDict("_Part", entries, extra_items=extra)  # type: ignore[misc]
+    return pydantic.with_config(pydantic.ConfigDict(extra="allow", strict=True, allow_inf_nan=False))(part)
 
 
-class _Parameters(TypedDict, extra_items=bool | int | float | str):  # type: ignore[call-arg]  # mypy lacks PEP 728
-    epochs: _Count
-
-
-class _History(TypedDict, extra_items=list[float]):  # type: ignore[call-arg]
-    val_accuracy: list[_Share]
-
-
-class _Metrics(TypedDict):
-    val_accuracy: _Share
-    test_accuracy: _Share
-    test_top5: NotRequired[_Share | None]
-
-
-class _Calibration(TypedDict):
-    temperature: Annotated[float, pydantic.Field(gt=0)]
-
-
-class _Time(TypedDict):
-    seconds: float
-
-
-class _Hardware(TypedDict):
-    processor: str
-    cores: int
-    accelerators: list[str]
-
-
-_STRICT = pydantic.with_config(pydantic.ConfigDict(extra="allow", strict=True, allow_inf_nan=False))
-
-
-@_STRICT
-class _Card(TypedDict):
-    """What is read of a card. There may be more in it, and in cards of old there's less."""
-
-    architecture: str
-    tier: str | None
-    seed: int
-    parameters: _Parameters
-    dataset: _Dataset
-    model: _Counts
-    history: _History
-    best_epoch: int
-    metrics: _Metrics
-    calibration: NotRequired[_Calibration]
-    time: _Time
-    hardware: _Hardware
-    started: str
-
-
-@_STRICT
-class _Progress(TypedDict):
-    """What is read of a checkpoint's progress, and of a card in its place."""
-
-    history: NotRequired[dict[str, list[float]]]
-    notes: NotRequired[list[str]]
-    run: NotRequired[dict]
-
-
-_CARD, _PROGRESS = pydantic.TypeAdapter(_Card), pydantic.TypeAdapter(_Progress)
+# What is read of a card. There may be more in it, and in cards of old there's less.
+_CARD = pydantic.TypeAdapter(
+    _part(
+        architecture=str,
+        tier=str | None,
+        seed=int,
+        parameters=_part(bool | int | float | str, epochs=_COUNT),
+        dataset=_part(
+            name=str, fingerprint=str, train=_COUNT, validation=_COUNT, test=_COUNT, classes=NotRequired[list[str]]
+        ),
+        model=_part(parameters=_COUNT, multiply_adds=NotRequired[_COUNT]),
+        history=_part(list[float], val_accuracy=list[_SHARE]),
+        best_epoch=int,
+        metrics=_part(val_accuracy=_SHARE, test_accuracy=_SHARE, test_top5=NotRequired[_SHARE | None]),
+        calibration=NotRequired[_part(temperature=Annotated[float, pydantic.Field(gt=0)])],
+        time=_part(seconds=float),
+        hardware=_part(processor=str, cores=int, accelerators=list[str]),
+        started=str,
+    )
+)
+# What is read of a checkpoint's progress, and of a card in its place.
+_PROGRESS = pydantic.TypeAdapter(
+    _part(history=NotRequired[dict[str, list[float]]], notes=NotRequired[list[str]], run=NotRequired[dict])
+)
 
 
 class RunError(RuntimeError):
