@@ -53,24 +53,22 @@ def partial(path: Path) -> Path:
 
 
 def put(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file beside ``path``, and put it in its place."""
+    """Let ``write`` make a file beside ``path``, or fill the folder there, and put it in its place."""
     try:
         write(partial(path))
         settle(partial(path), path)
     except BaseException:
-        partial(path).unlink(missing_ok=True)
+        if partial(path).is_dir():
+            shutil.rmtree(partial(path), ignore_errors=True)
+        else:
+            partial(path).unlink(missing_ok=True)
         raise
 
 
 def put_folder(path: Path, fill: Callable[[Path], object]) -> None:
     """Let ``fill`` put files into a new folder beside ``path``, and rename it to that."""
     partial(path).mkdir()
-    try:
-        fill(partial(path))
-        settle(partial(path), path)
-    except BaseException:
-        shutil.rmtree(partial(path), ignore_errors=True)
-        raise
+    put(path, fill)
 
 
 def discard_folder(path: Path) -> None:
