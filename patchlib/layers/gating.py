@@ -30,11 +30,9 @@ class SpatialGatingUnit(Block):
         count, tokens, channels = input_shape
         if channels % 2:
             raise ValueError(f"The number of channels must be even. Received: input of shape {tuple(input_shape)}")
-        initializer = "glorot_uniform"
-        if self.gate_stddev:
-            initializer = keras.initializers.RandomNormal(stddev=self.gate_stddev)
+        start = keras.initializers.RandomNormal(stddev=self.gate_stddev) if self.gate_stddev else "glorot_uniform"
         self.gate = keras.layers.Dense(
-            tokens, kernel_initializer=initializer, bias_initializer="ones", name="gate", dtype=self.dtype_policy
+            tokens, kernel_initializer=start, bias_initializer="ones", name="gate", dtype=self.dtype_policy
         )
         self.norm.build((count, tokens, channels // 2))
         self.gate.build((count, channels // 2, tokens))
