@@ -93,19 +93,11 @@ class ConvTokenizer(Block):
         self.kernel_size, self.stride, self.pool_size = kernel_size, stride, pool_size
         self.pool_stride, self.padding = pool_stride, padding
         part = {"dtype": self.dtype_policy}
+        like = {"activation": "relu", "use_bias": False, "kernel_initializer": "he_normal", **part}
+        same_or_valid = "same" if padding == "same" else "valid"
         self.stages = []
         for i, c in enumerate(channels):
-            conv = keras.layers.Conv2D(
-                c,
-                kernel_size,
-                strides=stride,
-                padding="same" if padding == "same" else "valid",
-                use_bias=False,
-                activation="relu",
-                kernel_initializer="he_normal",
-                name=f"conv_{i}",
-                **part,
-            )
+            conv = keras.layers.Conv2D(c, kernel_size, stride, same_or_valid, name=f"conv_{i}", **like)
             rim = keras.layers.ZeroPadding2D(kernel_size // 2, name=f"rim_{i}", **part)
             pool_rim = keras.layers.ZeroPadding2D(pool_size // 2, name=f"pool_rim_{i}", **part)
             pool = keras.layers.MaxPooling2D(
