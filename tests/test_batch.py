@@ -175,7 +175,11 @@ def test_interrupted_by_ctrl_c_the_same_command_goes_on(stub):
     code, output, errors = end(start("--set", "epochs=2", acts={0: "hang"}))
     assert (code, output.splitlines()[-1]) == (0, "1 finished"), output + errors
     assert errors == f"{NAME}: finished, test accuracy 0.5000 (1 of 1)\n"  # no kernel's noise
-    for said in ("test accuracy: 0.5000 on 10,000 images", f"notebook: out/{NAME}/convmixer.ipynb", f"run card: out/{NAME}/run.json"):
+    for said in (
+        "test accuracy: 0.5000 on 10,000 images",
+        f"notebook: out/{NAME}/convmixer.ipynb",
+        f"run card: out/{NAME}/run.json",
+    ):
         assert said in output.splitlines()
     assert [epoch for epoch, *_ in log(stub, 0)] == [1, 2]
 

@@ -36,7 +36,9 @@ def test_a_network_to_start_from_is_found_before_anything_starts(tmp_path, monke
     zipfile.ZipFile(tmp_path / "run" / "model.keras", "w").close()
     for given, kept in (("cct-cifar10", "cct-cifar10"), ("run", str(tmp_path / "run" / "model.keras"))):
         assert planned("cct", "--set", f"init_from={given}").popitem()[1].parameters.init_from == kept
-    with pytest.raises(plan.UsageError, match="init_from: no model: received 'cct-cifar11', did you mean 'cct-cifar10'[?] accepted: .*vit"):
+    with pytest.raises(
+        plan.UsageError, match="no model: received 'cct-cifar11', did you mean 'cct-cifar10'[?] accepted:"
+    ):
         planned("cct", "--set", "init_from=cct-cifar11")
 
 
