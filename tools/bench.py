@@ -311,7 +311,7 @@ def _report_feed(found):
         # forward, for the input's gradient and for the weights': a product and a sum for each multiply-add
         fed = 3 * 2 * row["multiply_adds"] * max(speeds) / 1e12
         rows.append([name, *(f"{speed:,.0f}" for speed in speeds), f"{fed:,.1f}"])
-    columns = [f"{count} thread{'s' * (count > 1)}" for count in next(iter(found.values()))["speeds"]]
+    columns = [f"{count} thread{'s' * (int(count) > 1)}" for count in next(iter(found.values()))["speeds"]]
     return markdown.table(["images/s prepared", *columns, "busy up to, TFLOP/s"], rows)
 
 
@@ -344,6 +344,16 @@ def figure(found):
     return figure
 
 
+# What is measured as Markdown; growth is a figure.
+REPORTS = {
+    "compare": _report_compare,
+    "time_to_accuracy": accuracy_summary,
+    "start_up": _report_start_up,
+    "feed": _report_feed,
+    "operations": _report_operations,
+}
+
+
 def main():
     parser = argparse.ArgumentParser(description="Speed beside the published examples, and PyTorch.")
     kinds = ("compare", "time_to_accuracy", "start_up", "feed", "operations", "growth")
@@ -361,13 +371,6 @@ def main():
         "operations": lambda: operations(asked.rounds),
         "growth": lambda: growth(asked.rounds),
     }
-    report = {
-        "compare": _report_compare,
-        "time_to_accuracy": accuracy_summary,
-        "start_up": _report_start_up,
-        "feed": _report_feed,
-        "operations": _report_operations,
-    }
     if unknown := set(asked.what) - set(kinds):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(kinds)}")
     if asked.rounds < 1:
@@ -380,8 +383,8 @@ def main():
         if what == "growth":
             figure(found).savefig(asked.out / "growth.png", dpi=100)
         else:
-            (asked.out / f"{what}.md").write_text(report[what](found) + "\n")
-            print(report[what](found), flush=True)
+            (asked.out / f"{what}.md").write_text(REPORTS[what](found) + "\n")
+            print(REPORTS[what](found), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Run notebooks in place and keep what is the same on every run: ``python tools/refresh.py notebooks/*.ipynb``.
 
 This is the only way in which stored outputs change. Streams on stderr, timing and the Python version are left out, so
-that two refreshes in a row leave no difference. The tables of the READMEs, and the README of the tiers, are written
-along with them.
+that two refreshes in a row leave no difference. The tables of the READMEs and of the measurements, and the README of
+the tiers, are written along with them.
 """
 
 import json
@@ -63,6 +63,14 @@ def tools_readme(text: str) -> str:
     return _with_table(text, "**A step**", bench.summary(_measured("compare")))
 
 
+def reports() -> dict[Path, str]:
+    """The measurements' own tables: cards of the baselines are read into one of them."""
+    return {
+        ROOT / "tools" / "results" / f"{what}.md": report(_measured(what)) + "\n"
+        for what, report in bench.REPORTS.items()
+    }
+
+
 def _measured(what):
     return json.loads((ROOT / "tools" / "results" / f"{what}.json").read_text())[what]
 
@@ -120,7 +128,8 @@ each baseline equals its example, or that the difference is declared below.
 if __name__ == "__main__":
     for path, written in ((ROOT / "README.md", readme), (ROOT / "tools" / "README.md", tools_readme)):
         path.write_text(written(path.read_text()))
-    (TIERS / "README.md").write_text(tiers_readme())
+    for path, text in {TIERS / "README.md": tiers_readme(), **reports()}.items():
+        path.write_text(text)
     for name in sys.argv[1:]:
         with tempfile.TemporaryDirectory() as runs:
             os.environ["PATCHLIB_RUNS"] = runs
