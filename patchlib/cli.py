@@ -7,6 +7,7 @@ first needs the standard library alone, so help is there at once; the second imp
 import argparse
 import csv
 import json
+import math
 import os
 import shlex
 import shutil
@@ -232,7 +233,7 @@ def _evaluate(asked):
     print(evaluation.headline(tables))
     names, *rows = tables["classes"]
     worst = sorted((row for row in rows if row[1]), key=lambda row: row[3])[:10]
-    said = [[name, images, "–" if p != p else f"{p:.3f}", f"{r:.3f}"] for name, images, p, r in worst]  # if it's nan
+    said = [[name, images, "–" if math.isnan(p) else f"{p:.3f}", f"{r:.3f}"] for name, images, p, r in worst]
     print(markdown.table(names, said))
     if out:
         print(f"tables and a figure: {asked.out}")

@@ -39,14 +39,13 @@ def influence(model: keras.Model, images, block: str = "block_0", directions: in
         count = int(np.prod(shape[:-1]))
         rng = np.random.default_rng(seed)
         found = np.zeros((len(inputs), count, count), "float32")
+        parts = np.array_split(np.arange(count), max(1, count // 64))  # so that memory doesn't grow with both
         for n, tokens in enumerate(inputs.reshape(len(inputs), count, width)):
             step = 0.01 * tokens.std()
             for _ in range(directions):
                 unit = rng.normal(size=width).astype("float32")
                 unit /= np.linalg.norm(unit)
-                for part in np.array_split(
-                    np.arange(count), max(1, count // 64)
-                ):  # so that memory doesn't grow with both
+                for part in parts:
                     changes = np.zeros((len(part), count, width), "float32")  # at one position each
                     changes[np.arange(len(part)), part] = step * unit
                     up, down = (

@@ -53,13 +53,18 @@ def find_pictures(folder: Path) -> tuple[list[Path], Counter[str]]:
     Raises:
         DataError: there's no picture.
     """
-    seen = [path for path in folder.rglob("*") if not any(p.startswith(".") for p in path.relative_to(folder).parts)]
-    files = [path for path in sorted(seen, key=Path.as_posix) if path.is_file()]
-    pictures = [file for file in files if file.suffix.lower() in suffixes()]
+    others: Counter[str] = Counter()
+    pictures = []
+    for file in sorted(folder.rglob("*"), key=Path.as_posix):
+        if any(part.startswith(".") for part in file.relative_to(folder).parts) or not file.is_file():
+            continue
+        if is_picture(file):
+            pictures.append(file)
+        else:
+            others[file.suffix.lower() or "without suffix"] += 1
     if not pictures:
         raise DataError(f"{folder} has no picture: accepted are .png, .jpg, .webp and whatever else Pillow reads.")
-    others = (file.suffix.lower() for file in files if file.suffix.lower() not in suffixes())
-    return pictures, Counter(suffix or "without suffix" for suffix in others)
+    return pictures, others
 
 
 def expand(words: Iterable[str | os.PathLike]) -> list[Path]:

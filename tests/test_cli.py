@@ -266,7 +266,8 @@ def test_csv_and_json_hold_what_classify_says(model, photos, capsys):
         ("predict cct-cifar10 empty", ["empty has no picture"]),
         ("predict cct-cifar10 ~nobody-of-this-name", ["isn't a path"]),
         ("evaluate cct-cifar11 digits", ["no model", "'cct-cifar11'"]),
-        ("evaluate cct-cifar10 digts", ["data set 'digts'", "'digits'"]),
+        ("evaluate cct-cifar10 digts", ["data set 'digts'", "did you mean 'digits'"]),
+        ("evaluate cct-cifar10 photo/", ["data set 'photo/': Accepted: digits", "there is no"]),
         ("evaluate cct-cifar10 digits --out empty", ["--out", "empty", "a new name"]),
         ("evaluate cct-cifar10 digits --out photos/a.png/out", ["--out", "a.png/out", "can be written"]),
         ("evaluate cct-cifar10 digits --out nowhere/out", ["--out", "nowhere/out", "can be written"]),
@@ -328,6 +329,8 @@ def test_evaluate_counts_what_classify_says_of_the_test_images(model, labelled, 
     right = [path.parent.name in answer for path, answer in zip(labelled, answers, strict=True)]
     assert f"accuracy {np.mean(right):.4f} on 9 test images" in output and not error
     assert all(f"| {name} | 3 | " in output for name in NAMES)
+    silent = len(NAMES) - len({name for answer in answers for name in answer})  # classes that no picture is taken for
+    assert output.count(" | – | ") == silent and output.endswith("tables and a figure: found\n")
     names = ["accuracy.csv", "calibration.csv", "classes.csv", "confusion.csv", "mistakes.csv", "mistakes.png"]
     assert sorted(path.name for path in (tmp_path / "found").iterdir()) == names
     head, *rows = csv.reader((tmp_path / "found" / "mistakes.csv").read_text().splitlines())

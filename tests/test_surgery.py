@@ -1,3 +1,5 @@
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -77,3 +79,25 @@ def test_what_is_silenced_is_put_back_and_must_exist():
         surgery.without(model, "block_9/"),
     ):
         pass
+
+
+def test_where_small_differences_count_the_processor_computes(monkeypatch):
+    """There float32 products are exact; the weights are the model's, which is left as it is."""
+    model, here, seen = models.vit((8, 8, 3), 3, dim=8, depth=1, dtype="mixed_bfloat16"), ["cuda:0"], []
+
+    @contextlib.contextmanager
+    def device(name):
+        here.append(name)
+        yield
+        here.pop()
+
+    monkeypatch.setattr(keras, "device", device)
+    with surgery.exactly(model) as exact:
+        seen.append(here[-1])
+        assert {layer.compute_dtype for layer in exact.layers} == {"float32"}
+        with surgery.exactly(exact) as again:
+            assert again is exact
+    assert (seen, here) == (["cpu"], ["cuda:0"])
+    assert model.get_layer("block_0").compute_dtype == "bfloat16"
+    for weight, same in zip(exact.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, same)

@@ -1,9 +1,9 @@
 """Ingredients of a recipe that cost no time: what each is worth on validation images, at equal epochs.
 
 ``python tools/ingredients.py`` trains each architecture's tier ``fast`` on few images for few epochs, without whitened
-patches and alternating flip, which are rows of the table, and with one thing changed; it writes a card for each run and
-a table of the differences. What was worth its place is a parameter of the library; what wasn't
-stays here, as a change to a model's first weights or as a callback.
+patches and alternating flip, which are rows of the table, of ViT with its class token, and with one thing changed; it
+writes a card for each run and a table of the differences. What was worth its place is a parameter of the library; what
+wasn't stays here, as a change to a model's first weights or as a callback.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from patchlib.parameters import ARCHITECTURES
 HERE = Path(__file__).parent
 TIERS = HERE.parent / "notebooks" / "tiers"
 SHORT = {"tier": "ingredients", "epochs": 3, "limit": 15_000, "whiten": False, "alternate": False}
+OWN = {"vit": {"pool": "token"}}  # as in its baseline and tuned tiers
 
 
 def mimetic(model, rng):
@@ -148,6 +149,7 @@ def run(architecture, ingredient, seed, folder):
         return
     change, _ = INGREDIENTS[ingredient]
     values = yaml.safe_load((TIERS / f"{architecture}-fast.yaml").read_text()) | SHORT | {"seed": seed}
+    values |= OWN.get(architecture, {})
     if isinstance(change, float):
         change = {"learning_rate": values["learning_rate"] * change}
     p = ARCHITECTURES[architecture](**values | (change if isinstance(change, dict) else {}))
