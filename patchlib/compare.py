@@ -48,12 +48,15 @@ def summary(groups: Groups) -> str:
     seeds = sorted(Counter(map(_seeds, groups.values())).items())
     counted = ", ".join(f"{ways} with {count} seed{'s' * (count > 1)}" for count, ways in seeds)
     lines = [f"{sum(map(len, groups.values()))} runs of {len(groups)} recipes: {counted}."]
-    tiers: dict[tuple[str, str], list[float]] = {}
-    for (_, tier, where), group in groups.items():
-        tiers.setdefault((tier, where), []).append(_mean(group))
+    tiers: dict[tuple[str, str], dict[str, float]] = {}
+    for (network, tier, where), group in groups.items():
+        tiers.setdefault((tier, where), {})[network] = _mean(group)
+    several = [means for means in tiers.values() if len(means) > 1]
+    names = ", ".join(sorted({network for means in several for network in means}, key=str.lower))
     recipes = [_mean(after) - _mean(before) for _, before, after in _steps(groups)]
-    networks = [max(means) - min(means) for means in tiers.values() if len(means) > 1]
-    for what, gains in {"baseline and tuned": recipes, "the best and the worst network of a tier": networks}.items():
+    networks = [max(means.values()) - min(means.values()) for means in several]
+    apart = {"baseline and tuned": recipes, f"the best and the worst network of a tier ({names})": networks}
+    for what, gains in apart.items():
         if gains:
             points = f"{min(gains):.1f} to {max(gains):.1f} points of test accuracy"
             lines.append(f"Between {what}, on the same data for equally many epochs: {points}.")
@@ -140,23 +143,24 @@ def selection_bias(groups: Groups) -> str:
     """What choosing an epoch by its accuracy adds to it, as a Markdown table in percentage points; means over seeds.
 
     The difference is the kept epoch's accuracy on the validation images, which chose it, less that on the test images,
-    which didn't. Its standard error is that of two samples of so many images; in the last row it's the rows' mean,
-    since they answer the same images and share their luck. For the last column see ``luck``. Runs in which the loss
-    chose the epoch are left out.
+    which didn't. Its standard error is that of two samples of so many images. Below are the means of each data set's
+    rows; so is the error there, since these rows answer the same images and share their luck. For the last column see
+    ``luck``. Runs in which the loss chose the epoch are left out.
     """
     columns = ["network and tier", "setting", "validation, %", "test, %", "difference", "standard error", "by luck"]
-    rows, gains, signed = [], [], "{:+.2f} {:.2f} {:+.2f}"
+    rows, signed = [], "{:+.2f} {:.2f} {:+.2f}"
+    gains: dict[str, list[tuple]] = {}
     for (network, tier, where), group in groups.items():
         if cards.parameters(group[0])["select_by"] == "val_accuracy":
             validation, test, images = _mean(group, "val"), _mean(group), group[0]["dataset"]
             error = _error([(validation, images["validation"]), (test, images["test"])])
             lucky = [luck(card["history"]["val_accuracy"], card["best_epoch"] - 1, images["test"]) for card in group]
-            gains.append((validation - test, error, np.mean(lucky)))
-            rows.append(
-                [f"{network} {tier}", where, f"{validation:.2f}", f"{test:.2f}", *signed.format(*gains[-1]).split()]
-            )
-    if len(rows) > 1:
-        rows.append(["**mean of all rows**", "", "", "", *signed.format(*np.mean(gains, axis=0)).split()])
+            gain = validation - test, error, float(np.mean(lucky))
+            gains.setdefault(group[0]["dataset"]["name"], []).append(gain)
+            rows.append([f"{network} {tier}", where, f"{validation:.2f}", f"{test:.2f}", *signed.format(*gain).split()])
+    for name, several in gains.items():
+        if len(several) > 1:
+            rows.append(["**mean**", f"**{name}**", "", "", *signed.format(*np.mean(several, axis=0)).split()])
     return markdown.table(columns, rows) if rows else NONE
 
 
@@ -234,12 +238,15 @@ _STEP = ["network", "setting", "from, %", "to, %", "difference", "standard error
 
 
 def _step(where, before, after):
-    """A row of ``_STEP``; its standard error is that of two samples of so many test images."""
+    """A row of ``_STEP``. Its standard error is that of two samples of so many test images, and of as many seeds where
+    there are several: a group of one is taken to spread as the other does."""
     old, new = recipe(before[0]), recipe(after[0])
     changed = "; ".join(f"{name} {old.get(name)} → {new.get(name)}" for name in _changed(old, new))
-    error = _error([(_mean(group), group[0]["dataset"]["test"]) for group in (before, after)])
-    accuracies = [mean_and_spread(_accuracies(group)) for group in (before, after)]
-    numbers = [*accuracies, f"{_mean(after) - _mean(before):+.2f}", f"{error:.2f}"]
+    reached = [_accuracies(group) for group in (before, after)]
+    images = _error([(_mean(group), group[0]["dataset"]["test"]) for group in (before, after)])
+    spread = sum(len(few) * np.var(few) for few in reached) / max(1, sum(len(few) - 1 for few in reached))
+    error = (images**2 + spread * sum(1 / len(few) for few in reached)) ** 0.5
+    numbers = [*map(mean_and_spread, reached), f"{_mean(after) - _mean(before):+.2f}", f"{error:.2f}"]
     return [cards.title(before[0]), where, *numbers, f"{_seeds(before)}, {_seeds(after)}", changed]
 
 

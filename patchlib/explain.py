@@ -26,7 +26,7 @@ def influence(model: keras.Model, images, block: str = "block_0", directions: in
         model: with a layer named ``block`` from positions to as many positions.
         images: (N, height, width, channels), 0 to 255.
         block: name of the layer.
-        directions: how many random ones to average over.
+        directions: how many random ones to average over, the same for every position and image.
         seed: of the directions.
 
     Returns:
@@ -37,14 +37,13 @@ def influence(model: keras.Model, images, block: str = "block_0", directions: in
         inputs = keras.ops.convert_to_numpy(keras.Model(model.inputs[0], layer.input)(images)).astype("float32")
         *_, width = shape = inputs.shape[1:]
         count = int(np.prod(shape[:-1]))
-        rng = np.random.default_rng(seed)
+        units = np.random.default_rng(seed).normal(size=(directions, width)).astype("float32")
+        units /= np.linalg.norm(units, axis=1, keepdims=True)
         found = np.zeros((len(inputs), count, count), "float32")
         parts = np.array_split(np.arange(count), max(1, count // 64))  # so that memory doesn't grow with both
         for n, tokens in enumerate(inputs.reshape(len(inputs), count, width)):
             step = 0.01 * tokens.std()
-            for _ in range(directions):
-                unit = rng.normal(size=width).astype("float32")
-                unit /= np.linalg.norm(unit)
+            for unit in units:
                 for part in parts:
                     changes = np.zeros((len(part), count, width), "float32")  # at one position each
                     changes[np.arange(len(part)), part] = step * unit

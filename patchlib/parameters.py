@@ -62,7 +62,7 @@ class Recipe(Checked):
         "float32", description="auto: mixed_bfloat16 where the machine is faster with it, float32 elsewhere"
     )
     select_by: Literal["val_accuracy", "val_loss"] = Field("val_accuracy", description="which epoch's weights are kept")
-    patience: Count = Field(0, description="stop after so many epochs without a better val_loss; 0: never")
+    patience: Count = Field(0, description="stop after this many epochs without a better val_loss; 0: never")
     seed: int = Field(0, ge=0, lt=2**32)
 
     @pydantic.model_validator(mode="after")
@@ -106,7 +106,7 @@ class RunParameters(Recipe):
     tier: str = Field("smoke", min_length=1, description="name of the tier, for the run card")
     dataset: str = Field("digits", min_length=1, description="digits, cifar10, cifar100, an .npz file or a folder")
     image_size: Side = Field(0, description="images are brought to this many pixels a side; 0: as they are")
-    limit: Count = Field(0, description="at most so many training images; 0: all")
+    limit: Count = Field(0, description="at most this many training images; 0: all")
     validation: Literal["stratified", "first", "last"] = Field(
         "stratified", description="which tenth of train validates; first and last are CIFAR's alone"
     )

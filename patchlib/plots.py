@@ -179,8 +179,10 @@ def mistakes(images, found: dict[str, list]) -> Figure:
         images: (N, H, W, 3), 0 to 255.
         found: of ``evaluation.tables``.
     """
-    figure = plt.figure(figsize=(9, 7.5), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(3, 2))  # type: ignore[misc]  # it is an array
+    wrong = found["mistakes"][1:17]
+    rows_below = max(1, -(-len(wrong) // 8))
+    figure = plt.figure(figsize=(9, 4.7 + 1.5 * rows_below), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(4.7, 1.5 * rows_below))  # type: ignore[misc]  # it is an array
     left, right = upper.subplots(1, 2)
     (_, *classes), *rows = found["confusion"]
     counts = np.array([row[1:] for row in rows])
@@ -192,14 +194,14 @@ def mistakes(images, found: dict[str, list]) -> Figure:
     confidence, accuracy, answers = zip(*found["calibration"][1:], strict=True)
     right.plot([0, 1], [0, 1], "--", color="grey", label="as sure as right")
     sizes = 10 + 400 * np.array(answers) / sum(answers)
-    right.scatter(confidence, accuracy, sizes, label="this network, larger for more answers")
+    right.scatter(confidence, accuracy, sizes, clip_on=False, label="this network, larger for more answers")
     right.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     right.grid(alpha=0.3)
-    right.legend()
-    axes = lower.subplots(2, 8).ravel()
+    right.legend(loc="lower center", bbox_to_anchor=(0.5, 1.02))
+    axes = lower.subplots(rows_below, 8).ravel()
     for ax in axes:
         ax.axis("off")
-    for ax, (image, name, other, share, *_) in zip(axes, found["mistakes"][1:], strict=False):
+    for ax, (image, name, other, share, *_) in zip(axes, wrong, strict=False):
         ax.imshow(images[image])
         ax.set_title(f"{name}\ntaken for {other}\n{share:.0%}", fontsize=7)
     plt.close(figure)

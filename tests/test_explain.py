@@ -49,6 +49,12 @@ def test_a_convolution_hears_its_neighbours_and_attention_what_the_image_has():
     assert not np.allclose(first, second, rtol=0.1)
 
 
+def test_images_differ_by_what_is_in_them_and_not_by_the_directions():
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3))
+    first, second = explain.influence(models.vit((16, 16, 3), dim=16, depth=1), np.stack([image, image]), directions=2)
+    np.testing.assert_allclose(first, second, rtol=0.01)
+
+
 def test_many_positions_are_looked_at_in_parts_and_come_back_whole():
     rng = np.random.default_rng(0)
     positions, channels = rng.normal(size=(150, 150)), rng.normal(size=(1, 3))
