@@ -201,7 +201,8 @@ def agreements(said: dict[str, dict[str, np.ndarray]], tier: str = "tuned") -> s
     for (first, one), (second, other) in itertools.combinations(_of_tier(said, tier).items(), 2):
         *counted, kappa, most, p = evaluation.agreement(one["rank"], other["rank"]).values()
         share = f"{kappa / most:.2f}" if most else "–"
-        rows.append([first, second, *(f"{n:,}" for n in counted), f"{kappa:.2f}", f"{most:.2f}", share, f"{p:.1g}"])
+        likely = f"{p:.1g}".replace("-", "−")  # at a hyphen a narrow table would break
+        rows.append([first, second, *(f"{n:,}" for n in counted), f"{kappa:.2f}", f"{most:.2f}", share, likely])
     columns = ["the first", "the second", *counts, "error consistency", "at most", "share of that", "p"]
     return markdown.table(columns, rows) if rows else NONE
 
