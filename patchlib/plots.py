@@ -173,7 +173,7 @@ def influence(images, heard: dict[str, np.ndarray]) -> Figure:
 
 
 def mistakes(images, found: dict[str, list]) -> Figure:
-    """The confusion matrix, in shares of its rows, the calibration curve, and the surest wrong answers.
+    """The confusion matrix, in shares of its rows, the calibration curve, and the surest wrong answers, 16 at most.
 
     Args:
         images: (N, H, W, 3), 0 to 255.
