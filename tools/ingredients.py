@@ -164,6 +164,11 @@ def run(architecture, ingredient, seed, folder):
     path.write_text(json.dumps(card, indent=1) + "\n")
 
 
+def report(folder):
+    """The table of all cards in a folder."""
+    return table([json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))])
+
+
 def table(found):
     """Points of validation accuracy that each ingredient adds, the mean over seeds and its standard error."""
     rows, reached = [], {}
@@ -196,9 +201,8 @@ def main():
             for architecture in asked.architectures:
                 if architecture in INGREDIENTS[ingredient][1]:
                     run(architecture, ingredient, seed, asked.out)
-    found = [json.loads(path.read_text()) for path in sorted(asked.out.glob("*.json"))]
-    asked.out.with_suffix(".md").write_text(table(found) + "\n")
-    print(table(found))
+    asked.out.with_suffix(".md").write_text(report(asked.out) + "\n")
+    print(report(asked.out))
 
 
 if __name__ == "__main__":

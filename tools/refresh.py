@@ -14,6 +14,7 @@ import textwrap
 from pathlib import Path
 
 import bench
+import ingredients
 import nbformat
 import publish
 import yaml
@@ -65,10 +66,10 @@ def tools_readme(text: str) -> str:
 
 def reports() -> dict[Path, str]:
     """The measurements' own tables: cards of the baselines are read into one of them."""
-    return {
-        ROOT / "tools" / "results" / f"{what}.md": report(_measured(what)) + "\n"
-        for what, report in bench.REPORTS.items()
-    }
+    folder = ROOT / "tools" / "results"
+    tables = {what: report(_measured(what)) for what, report in bench.REPORTS.items()}
+    tables["ingredients"] = ingredients.report(folder / "ingredients")
+    return {folder / f"{what}.md": table + "\n" for what, table in tables.items()}
 
 
 def _measured(what):
