@@ -167,8 +167,15 @@ def epochs(
     ) as bar:
         tick = keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, logs: bar.update())
         all_along = keras.callbacks.CallbackList([*callbacks, tick], model=model, epochs=recipe.epochs, steps=steps)
+
+        def after_step(step, logs):
+            if callbacks and trained is not model and keras.backend.backend() == "jax":
+                trained.jax_state_sync()  # into the weights that both share, as Keras does for a callback's own model
+            all_along.on_train_batch_end(step, logs)
+            trained.stop_training |= model.stop_training
+
         each_step = keras.callbacks.LambdaCallback(
-            on_train_batch_begin=all_along.on_train_batch_begin, on_train_batch_end=all_along.on_train_batch_end
+            on_train_batch_begin=all_along.on_train_batch_begin, on_train_batch_end=after_step
         )
         model.stop_training = False
         all_along.on_train_begin()

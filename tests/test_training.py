@@ -160,6 +160,40 @@ def test_a_callback_may_end_training():
         assert progress.epoch == 1
 
 
+@pytest.mark.jax
+@pytest.mark.parametrize("start_size", [0, 2])
+def test_a_callback_reads_and_writes_weights_at_each_step(start_size):
+    """Also while images grow: another model is fit then, which shares them."""
+
+    class Undo(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.first, self.steps = self.model.get_weights(), []
+
+        def on_train_batch_end(self, batch, logs=None):
+            pairs = zip(self.model.get_weights(), self.first, strict=True)
+            self.steps.append(max(np.abs(now - first).max() for now, first in pairs))
+            self.model.set_weights(self.first)
+
+    undo, model = Undo(), small_model()
+    list(training.epochs(model, tiny(), changed(start_size=start_size), training.Progress(), [undo]))
+    assert len(undo.steps) == 12 and min(undo.steps) > 0
+    assert all(np.array_equal(now, first) for now, first in zip(model.get_weights(), undo.first, strict=True))
+
+
+@pytest.mark.jax
+@pytest.mark.parametrize("start_size", [0, 2])
+def test_a_callback_may_end_training_within_an_epoch(start_size):
+    steps, progress = [], training.Progress()
+
+    def end(step, logs):
+        steps.append(step)
+        stop.model.stop_training = step == 1
+
+    stop = keras.callbacks.LambdaCallback(on_train_batch_end=end)
+    list(training.epochs(small_model(), tiny(), changed(start_size=start_size), progress, [stop]))
+    assert steps == [0, 1] and progress.epoch == 1
+
+
 def test_a_callback_sees_the_weights_that_were_validated():
     seen, data = [], tiny()
     look = keras.callbacks.LambdaCallback(
