@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import refresh
+from bench import by_baselines
 from bite import BUGS, place
 from siege import WHAT
 
@@ -133,6 +134,15 @@ def test_the_readmes_tables_are_made_from_cards_and_measurements():
     assert spoiled.count("| 1.23 |") == 2 and refresh.tools_readme(text) == text == refresh.tools_readme(spoiled)
     reports = refresh.reports()
     assert len(reports) == 6 and {path: path.read_text() for path in reports} == reports
+
+
+@pytest.mark.parametrize(
+    ("curves", "expected"),
+    [([], ""), ([[0.1, 0.4]], "never (0 of 1)"), ([[0.5], [0.2], [0.1, 0.1, 0.5], [0.4, 0.6]], "20.0 (3 of 4)")],
+)
+def test_a_baselines_time_is_that_of_its_typical_run(curves, expected):
+    row = {"published": 0.5, "example": 100.0, "epochs": 10, "fast": 1.0}
+    assert by_baselines(row, curves) == expected
 
 
 def test_every_test_of_the_siege_is_there():

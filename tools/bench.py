@@ -280,24 +280,28 @@ def _report_compare(compared):
 
 
 def accuracy_summary(found):
-    """Time to the published accuracy, as Markdown: by the example's epochs, and by as many as our baseline needed."""
+    """Time to the published accuracy, as Markdown: by the example's epochs, and by as many as our baselines needed."""
     columns, rows = ["", "published, %", "example, minutes", "`fast`, %", "`fast`, minutes", "times as fast"], []
     for architecture, row in found.items():
         accuracies = [f"{100 * row[key]:.2f}" for key in ("published", "test_accuracy")]
         times = [f"{row['example'] / 60:,.0f}", f"{row['fast'] / 60:.1f}", f"{row['example'] / row['fast']:.1f}"]
-        sooner = _as_the_first_epoch(architecture, row)
+        baselines = cards.load_cards(HERE.parent / "results", architecture=architecture, tier="baseline")
+        sooner = by_baselines(row, [card["history"]["val_accuracy"] for card in baselines])
         rows.append([ARCHITECTURES[architecture].title, accuracies[0], times[0], accuracies[1], *times[1:], sooner])
     return markdown.table([*columns, "the same by our baseline's epochs"], rows)
 
 
-def _as_the_first_epoch(architecture, row):
-    """How many times as fast as the first epoch in which a baseline of ours validates at the published accuracy."""
-    found = cards.load_cards(HERE.parent / "results", architecture=architecture)
-    curves = [card["history"]["val_accuracy"] for card in found if card["tier"] == "baseline"]
-    epochs = [epoch for curve in curves for epoch, reached in enumerate(curve, 1) if reached >= row["published"]]
-    if not epochs:
-        return "it never gets there" if curves else ""
-    return f"{row['example'] * min(epochs) / row['epochs'] / row['fast']:.1f}"
+def by_baselines(row, curves):
+    """How many times as fast ``fast`` is as the example until our baseline first validates at what was published.
+
+    The median of the runs that get there, and how many those are.
+    """
+    first = [
+        next((epoch for epoch, reached in enumerate(curve, 1) if reached >= row["published"]), 0) for curve in curves
+    ]
+    there = [epoch for epoch in first if epoch]
+    times = f"{row['example'] * np.median(there) / row['epochs'] / row['fast']:.1f}" if there else "never"
+    return f"{times} ({len(there)} of {len(curves)})" if curves else ""
 
 
 def _report_start_up(found):
