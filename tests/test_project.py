@@ -91,7 +91,7 @@ def test_what_a_command_says_to_install_is_the_extra():
 
 def test_readme_is_short_and_names_what_exists():
     readme = (ROOT / "README.md").read_text()
-    assert len(readme.splitlines()) < 120
+    assert len(readme.splitlines()) <= 120
     assert {f"notebooks/{name}.ipynb" for name in ARCHITECTURES} <= set(re.findall(r"\]\(([^)]+)\)", readme))
     for target in re.findall(r"\]\((?!http|#)([^)]+)\)", readme):
         assert (ROOT / target).exists(), target
@@ -125,9 +125,8 @@ def test_import_is_lazy_and_takes_less_than_a_second_beyond_keras():
 def test_the_readmes_tables_are_made_from_cards_and_measurements():
     text = (ROOT / "README.md").read_text()
     assert refresh.readme(text) == text, "run `make refresh`"
-    spoiled = re.sub(
-        r"add \d+\.\d to", "add 99.9 to", re.sub(r"(\| (CCT|gMLP) \|( CIFAR-\d+ \|)?) [\d,.]+", r"\1 1.23", text)
-    )
+    spoiled = re.sub(r"(\| (CCT|gMLP) \|( CIFAR-\d+ \|)?) [\d,.]+", r"\1 1.23", text)
+    spoiled = re.sub(r"add \d+\.\d to", "add 99.9 to", re.sub(r"Points short of .*?\. ", "All is well. ", spoiled))
     assert spoiled.count("| 1.23 |") == 4 and refresh.readme(spoiled) == text
     text = (ROOT / "tools" / "README.md").read_text()
     spoiled = re.sub(r"(\| (CCT|gMLP) \|) [\d,.]+", r"\1 1.23", text)

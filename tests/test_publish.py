@@ -147,3 +147,13 @@ def test_the_headline_is_the_smallest_and_the_largest_gain():
     ]
     found += [of_tier("fnet", "tuned", test=0.4763), of_tier("fnet", "tuned", epochs=3, test=0.9)]
     assert " add 1.0 to 5.0 points" in publish.headline(found, EXAMPLES)
+
+
+def test_what_falls_short_of_its_example_is_said():
+    found = [
+        of_tier("cct", "baseline", test=0.7661),
+        of_tier("cct", "fast", test=0.78),
+        of_tier("vit", "fast", test=0.1),
+    ]
+    assert publish.shortfall(found, EXAMPLES) == "Points short of the example: CCT's `baseline` by 1.0."
+    assert publish.shortfall(found[1:], EXAMPLES) == "No tier falls short of its example."

@@ -169,15 +169,31 @@ def _data(found, architecture):
 
 def headline(found, examples):
     """What the tuned tiers bring, in a sentence; ``examples`` as in ``overview``."""
-    accuracies = {architecture: [] for architecture in examples}
-    for card in found:
-        if card["tier"] == "tuned" and card["architecture"] in examples and not settings(card):
-            accuracies[card["architecture"]].append(card["metrics"]["test_accuracy"])
-    gains = [100 * (np.mean(group) - examples[name]["accuracy"]) for name, group in accuracies.items() if group]
+    gains = _gains(found, examples, "tuned").values()
     least, most = min(gains), max(gains)
     return (
         f"At no more parameters, the tuned recipes add {least:.1f} to {most:.1f} points to what the examples publish."
     )
+
+
+def shortfall(found, examples):
+    """Which tiers don't reach what the examples publish, in a sentence."""
+    short = [
+        f"{ARCHITECTURES[architecture].title}'s `{tier}` by {-gain:.1f}"
+        for tier in ("baseline", "fast", "tuned")
+        for architecture, gain in _gains(found, examples, tier).items()
+        if gain < 0
+    ]
+    return f"Points short of the example: {', '.join(short)}." if short else "No tier falls short of its example."
+
+
+def _gains(found, examples, tier):
+    """{architecture: points that its runs of a tier, as its file has it, gain on the example on average}."""
+    accuracies = {architecture: [] for architecture in examples}
+    for card in found:
+        if card["tier"] == tier and card["architecture"] in examples and not settings(card):
+            accuracies[card["architecture"]].append(card["metrics"]["test_accuracy"])
+    return {name: 100 * (np.mean(group) - examples[name]["accuracy"]) for name, group in accuracies.items() if group}
 
 
 def listed(found):

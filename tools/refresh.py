@@ -49,14 +49,16 @@ def refresh(path: Path) -> None:
 
 
 def readme(text: str) -> str:
-    """The project's README with its tables, and the sentence on them, as cards and measurements have them."""
+    """The project's README with its tables, and the sentences on them, as cards and measurements have them."""
     found, timed = cards.load_cards(ROOT / "results"), _measured("time_to_accuracy")
     text = _with_table(text, "## Results", publish.overview(found, bench.EXAMPLES, timed))
     text = _with_table(text, "**Every published accuracy", bench.accuracy_summary(timed))
-    start, end = text.index("At no more parameters"), text.index("\n\n", text.index("At no more parameters"))
-    rest = text[start:end].replace("\n", " ").split(" publish. ", 1)[1]
-    sentence = f"{publish.headline(found, bench.EXAMPLES)} {rest}"
-    return text[:start] + textwrap.fill(sentence, 120, break_on_hyphens=False, break_long_words=False) + text[end:]
+    headline, shortfall = (say(found, bench.EXAMPLES) for say in (publish.headline, publish.shortfall))
+    above, table, below, rest = re.fullmatch(
+        r"(.*## Results\n\n).*?\n\n(\|.*?\|\n\n).*?(Test accuracy, .*?)(\n\n.*)", text, re.DOTALL
+    ).groups()
+    below = textwrap.fill(f"{shortfall} {' '.join(below.split())}", 120, break_on_hyphens=False, break_long_words=False)
+    return f"{above}{headline}\n\n{table}{below}{rest}"
 
 
 def tools_readme(text: str) -> str:
