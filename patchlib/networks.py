@@ -138,18 +138,19 @@ def start_from(model: "keras.Model", source: str | os.PathLike, data: Data) -> N
     section 3.4).
 
     Raises:
-        ModelError: there's no such network, or it has other layers or sizes than the model.
+        ModelError: there's no such network, or it has other layers than the model, of other sizes, or that compute
+            something else.
     """
     from patchlib.backend import keras
 
     known, head = load_model(source), model.get_layer("head")
     same = known.card is not None and known.card["dataset"].get("classes") == list(data.classes)
-    pairs = [_sizes(model, same), _sizes(known, same)]
-    if changed := [path for path in pairs[0] | pairs[1] if pairs[0].get(path) != pairs[1].get(path)]:
-        there, here = (sizes.get(changed[0], "missing") for sizes in reversed(pairs))
+    pairs = [_described(model, same), _described(known, same)]
+    if changed := [what for what in pairs[0] | pairs[1] if pairs[0].get(what) != pairs[1].get(what)]:
+        there, here = (described.get(changed[0], "missing") for described in reversed(pairs))
         raise ModelError(
             f"init_from: {source} doesn't fit the model, {changed[0]} is {there} there and {here} here; accepted: a "
-            "network of the same architecture, sizes and image_size."
+            "network of the same architecture, arguments and image_size."
         )
     for layer in model.layers:
         if same or layer is not head:
@@ -158,8 +159,22 @@ def start_from(model: "keras.Model", source: str | os.PathLike, data: Data) -> N
         _probe(keras.Model(model.inputs, head.input), head, data.train)
 
 
-def _sizes(model, with_head):
-    return {w.path: w.shape for w in model.weights if with_head or not w.path.startswith("head/")}
+# Arguments of layers that matter in training or at its start alone, or for the last digits.
+_APART = {"attention_dropout", "dropout", "rate", "seed", "stochastic_depth", "gate_stddev", "initializer", "momentum"}
+_APART |= {"dtype", "epsilon", "gate_epsilon", "name", "trainable"}
+
+
+def _described(model, with_head):
+    """The shapes of a model's weights, and what its layers compute with them: their plain arguments."""
+    shapes = {w.path: w.shape for w in model.weights if with_head or not w.path.startswith("head/")}
+    arguments = {
+        f"{layer.name}'s {name}": value
+        for layer in model.layers
+        if layer.name not in ("images", "rescale", "head")  # the pixels and the classes may be others
+        for name, value in layer.get_config().items()
+        if name not in _APART and not isinstance(value, dict)
+    }
+    return shapes | arguments
 
 
 def _probe(features, head, train):

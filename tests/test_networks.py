@@ -273,6 +273,23 @@ def test_a_network_of_other_sizes_is_refused_in_a_sentence(tmp_path):
             networks.start_from(models.convmixer(num_classes=2, **arguments), path, other_classes())
 
 
+@pytest.mark.parametrize(
+    ("architecture", "there", "here", "words"),
+    [
+        ("vit", {"heads": 2}, {"heads": 4}, "block_0's heads is 2 there and 4 here"),
+        ("fnet", {"norm": "ortho"}, {"norm": "backward"}, "block_0's norm is ortho there and backward here"),
+        ("cct", {"padding": "same"}, {"padding": "after_activation"}, "stem's padding is same there"),
+    ],
+)
+def test_a_network_that_computes_something_else_is_refused_in_a_sentence(tmp_path, architecture, there, here, words):
+    build = getattr(models, architecture)
+    networks.save(build(num_classes=2, dim=16, **there), CARD, tmp_path / "known.keras")
+    with pytest.raises(ValueError, match=f"init_from: .*known.keras doesn't fit the model, {words}"):
+        networks.start_from(build(num_classes=2, dim=16, **here), tmp_path / "known.keras", other_classes())
+    model = build(num_classes=2, dim=16, **there, dropout=0.3)  # which is of training alone
+    networks.start_from(model, tmp_path / "known.keras", other_classes())
+
+
 def test_a_loaded_network_can_be_had_at_another_size(tmp_path):
     network = networks.load_model(start(tmp_path)[1])
     assert surgery.at_size(network, 24)(np.zeros((1, 24, 24, 3))).shape == (1, 2)
