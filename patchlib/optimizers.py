@@ -41,7 +41,7 @@ class Muon(keras.optimizers.Muon):
 def learning_rate(recipe: Recipe, steps_per_epoch: int):
     """The recipe's learning rate over the run: a number, or a Keras schedule over steps."""
     steps = recipe.epochs * steps_per_epoch
-    warmup = round(recipe.warmup_epochs * steps_per_epoch)
+    warmup = min(round(recipe.warmup_epochs * steps_per_epoch), steps - 1)
     match recipe.schedule:
         case "constant" | "plateau":
             return recipe.learning_rate
@@ -92,7 +92,7 @@ def compile_model(model: keras.Model, recipe: Recipe, steps_per_epoch: int, *sha
         optimizer = keras.optimizers.AdamW(**shared)
     if recipe.decay_on == "kernels":
         optimizer.exclude_from_weight_decay([w for w in model.trainable_variables if len(w.shape) < 2])
-    if recipe.precision == "mixed_float16":  # its small gradients would become zero
+    if dtype_policy(model) == "mixed_float16":  # its small gradients would become zero
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     for each in (model, *sharing):
         each.compile(
