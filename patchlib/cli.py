@@ -40,7 +40,7 @@ def main(words: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
+    except (OSError, FloatingPointError) as error:
         code, reason = 1, str(error)
     except (plan.UsageError, pictures.DataError, networks.ModelError, files.PathError) as error:
         code, reason = 2, str(error)

@@ -17,7 +17,11 @@ def ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     Returns:
         int (N,). The share of zeros is the accuracy, the share below five the top-5 accuracy.
+
+    Raises:
+        FloatingPointError: a logit isn't a finite number.
     """
+    _refuse_unfinite(logits)
     places = np.argsort(np.argsort(-logits, axis=1, kind="stable"), axis=1, kind="stable")
     return places[np.arange(len(labels)), labels]
 
@@ -29,8 +33,20 @@ def accuracy_by_class(rank: np.ndarray, labels: np.ndarray, num_classes: int) ->
 
 
 def probabilities(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Logits (N, classes), divided by the temperature, as float64 that add up to 1 in each row."""
+    """Logits (N, classes), divided by the temperature, as float64 that add up to 1 in each row.
+
+    Raises:
+        FloatingPointError: a logit isn't a finite number.
+    """
+    _refuse_unfinite(logits)
     return special.softmax(logits.astype("float64") / temperature, axis=1)
+
+
+def _refuse_unfinite(logits):
+    if broken := int((~np.isfinite(logits)).any(axis=1).sum()):
+        raise FloatingPointError(
+            f"the network's answers to {broken:,} of {len(logits):,} images aren't finite numbers."
+        )
 
 
 def calibration_error(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:

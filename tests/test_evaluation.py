@@ -13,6 +13,14 @@ def some(count=400, classes=7, seed=0):
     return logits, labels
 
 
+def test_answers_that_are_no_numbers_are_refused():
+    logits = np.zeros((1200, 2))
+    logits[7, 1] = logits[1000, 0] = np.nan
+    for count in (evaluation.probabilities, lambda logits: evaluation.ranks(logits, np.zeros(1200, int))):
+        with pytest.raises(FloatingPointError, match="answers to 2 of 1,200 images aren't finite numbers"):
+            count(logits)
+
+
 def test_ranks_make_accuracies():
     logits, labels = some()
     rank = evaluation.ranks(logits, labels)
