@@ -63,18 +63,19 @@ def whiten(model: keras.Model, images: np.ndarray, seed: int = 0, epsilon: float
 
     Args:
         model: one of ``patchlib.models``, with its initial weights.
-        images: uint8 (N, H, W, C), of which 2,000 at random are looked at.
+        images: uint8 (N, H, W, C), of which 2,000 at random are looked at, or fewer, of 8 million pixels.
         seed: of the images and the mixtures.
         epsilon: added to the variances, in squared units of what the layer sees.
     """
     stem, rng = model.get_layer("stem"), np.random.default_rng(seed)
-    chosen = images[rng.permutation(len(images))[:2000]]
+    most = min(2000, max(1, 2**23 // math.prod(images.shape[1:3])))
+    chosen = images[rng.permutation(len(images))[:most]]
     seen = keras.ops.convert_to_numpy(keras.Model(model.inputs[0], stem.input)(chosen)).astype("float32")
     kernel = stem.first.kernel
     side, stride = kernel.shape[0], stem.first.strides[0]
     windows = np.lib.stride_tricks.sliding_window_view(seen, (side, side), axis=(1, 2))[:, ::stride, ::stride]
-    patches = windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, math.prod(kernel.shape[:3]))
-    patches = patches[rng.permutation(len(patches))[:200_000]]
+    taken = np.unravel_index(rng.permutation(math.prod(windows.shape[:3]))[:200_000], windows.shape[:3])
+    patches = windows[taken].transpose(0, 2, 3, 1).reshape(-1, math.prod(kernel.shape[:3]))
     variances, components = np.linalg.eigh(np.cov(patches, rowvar=False))
     mixture = rng.normal(size=(len(variances), kernel.shape[3]))
     start = components / np.sqrt(variances + epsilon) @ mixture
