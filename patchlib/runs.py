@@ -189,7 +189,11 @@ def _predictions(logits, split, temperature):
 def _card(model, data, recipe, identity, progress, started, logits):
     history, labels = progress.history, data.test.labels
     rank = evaluation.ranks(logits, labels)
-    temperature = evaluation.temperature(training.logits(model, data.validation), data.validation.labels)
+    held_out = training.logits(model, data.validation)
+    temperature = evaluation.temperature(held_out, data.validation.labels)
+    val_accuracy = history["val_accuracy"][progress.best_epoch]
+    if history["side"][progress.best_epoch] != data.input_shape[0]:  # a callback ended it before images had grown
+        val_accuracy = float((evaluation.ranks(held_out, data.validation.labels) == 0).mean())
     errors = [evaluation.calibration_error(logits, labels, t) for t in (1.0, temperature)]
     steady = history["seconds"][1:] or history["seconds"]  # the first epoch compiles
     trainable = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
@@ -211,7 +215,7 @@ def _card(model, data, recipe, identity, progress, started, logits):
         "history": history,
         "best_epoch": progress.best_epoch + 1,
         "metrics": {
-            "val_accuracy": history["val_accuracy"][progress.best_epoch],
+            "val_accuracy": val_accuracy,
             "test_accuracy": float((rank == 0).mean()),
             "test_top5": float((rank < 5).mean()) if data.num_classes > 5 else None,
         },

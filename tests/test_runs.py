@@ -292,6 +292,19 @@ def test_callbacks_hear_the_true_numbers_of_the_epochs_when_a_run_goes_on(tmp_pa
     assert [event[1] for event in recorder.events if event[0] == "epoch"] == [1, 2]
 
 
+def test_the_validation_accuracy_of_a_run_that_a_callback_ended_is_of_whole_images(tmp_path):
+    end = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: setattr(end.model, "stop_training", True))
+    model = small_model()
+    card = runs.train(model, tiny(), changed(start_size=2), tmp_path, callbacks=[end])
+    logits, labels = training.logits(model, tiny().validation), tiny().validation.labels
+    assert card["history"]["side"] == [2]
+    assert (
+        card["metrics"]["val_accuracy"]
+        == (logits.argmax(axis=1) == labels).mean()
+        != card["history"]["val_accuracy"][0]
+    )
+
+
 def test_tensorboard_gets_every_epoch_when_a_run_goes_on(tmp_path, monkeypatch):
     import tensorflow as tf
     from tensorflow.core.util import event_pb2
