@@ -146,8 +146,8 @@ def epochs(
     smaller images is validated at their size, and gives way to any of larger ones. The test images are never looked at.
 
     ``callbacks`` are called as by one ``fit`` over all epochs, with the numbers that these have in the whole run; after
-    an epoch they get its row of ``progress.history``, and find the weights that were validated. They may end training
-    by ``model.stop_training``.
+    an epoch they get its row of ``progress.history``, and find the weights that were validated. What they make of these
+    or of the learning rate is in ``progress``. They may end training by ``model.stop_training``, as in ``fit``.
 
     Raises:
         FloatingPointError: the loss is no longer a finite number.
@@ -166,12 +166,14 @@ def epochs(
         initial=progress.epoch * steps, total=recipe.epochs * steps, unit="step", disable=not sys.stderr.isatty()
     ) as bar:
         tick = keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, logs: bar.update())
-        all_along = keras.callbacks.CallbackList([*callbacks, tick], model=model, epochs=recipe.epochs, steps=steps)
+        params = {"verbose": 0, "epochs": recipe.epochs, "steps": steps}
+        all_along = keras.callbacks.CallbackList([*callbacks, tick], model=model, **params)
 
         def after_step(step, logs):
             if callbacks and trained is not model and keras.backend.backend() == "jax":
                 trained.jax_state_sync()  # into the weights that both share, as Keras does for a callback's own model
             all_along.on_train_batch_end(step, logs)
+            model.stop_training |= stop  # which fit forgets when it begins
             trained.stop_training |= model.stop_training
 
         each_step = keras.callbacks.LambdaCallback(
@@ -180,9 +182,10 @@ def epochs(
         model.stop_training = False
         all_along.on_train_begin()
         for epoch in range(progress.epoch, recipe.epochs):
-            if model.stop_training or out_of_patience(progress.history.get("val_loss", []), recipe.patience):
+            if out_of_patience(progress.history.get("val_loss", []), recipe.patience):
                 break
             all_along.on_epoch_begin(epoch)
+            stop = model.stop_training
             if recipe.schedule == "plateau":
                 factor = optimizers.plateau_factor(progress.history.get("val_loss", []))
                 optimizers.set_rate(model, recipe, factor)
@@ -196,7 +199,6 @@ def epochs(
             row["learning_rate"] = float(model.optimizer.learning_rate)  # at the end of the epoch, as Keras logs it
             row["side"] = grown[epoch]
             _refuse_divergence(row["loss"], epoch, recipe)
-            progress.state = [np.array(v) for v in state]
             held_out = evaluate(trained, data.validation, 2 * recipe.batch_size)  # without gradients twice as many fit
             row |= {f"val_{k}": v for k, v in held_out.items()}
             _refuse_divergence(row["val_loss"], epoch, recipe)
@@ -205,8 +207,11 @@ def epochs(
             if _best(progress.history, recipe.select_by) == epoch:
                 progress.best_epoch, progress.best_weights = epoch, model.get_weights()
             all_along.on_epoch_end(epoch, row)
+            progress.state = [np.array(v) for v in state]  # with what a callback has made of it
             bar.set_postfix(loss=f"{row['loss']:.3f}", val_accuracy=f"{row['val_accuracy']:.4f}")
             yield progress
+            if model.stop_training:
+                break
         all_along.on_train_end()
     if recipe.schedule == "plateau":
         optimizers.set_rate(model, recipe, 1.0)  # as compiled

@@ -149,7 +149,7 @@ def test_callbacks_are_called_as_by_one_fit():
     steps = [("step", step, True) for step in range(4)]
     told = [[("epoch", epoch), *steps, ("ended", epoch, accuracies[epoch])] for epoch in range(3)]
     assert recorder.events == ["begin", *itertools.chain(*told), "end"] and recorder.model is model
-    assert recorder.params == {"epochs": 3, "steps": 4}
+    assert recorder.params == {"verbose": 0, "epochs": 3, "steps": 4}
 
 
 def test_a_callback_may_end_training():
@@ -182,16 +182,30 @@ def test_a_callback_reads_and_writes_weights_at_each_step(start_size):
 
 @pytest.mark.jax
 @pytest.mark.parametrize("start_size", [0, 2])
-def test_a_callback_may_end_training_within_an_epoch(start_size):
-    steps, progress = [], training.Progress()
+@pytest.mark.parametrize("when", ["on_train_begin", "on_epoch_begin", "on_train_batch_end"])
+def test_a_callback_may_end_training_whenever_it_is_called(start_size, when):
+    recorder, progress = Recorder(), training.Progress()
+    stop = keras.callbacks.LambdaCallback(**{when: lambda *_, **__: setattr(stop.model, "stop_training", True)})
+    list(training.epochs(small_model(), tiny(), changed(start_size=start_size), progress, [stop, recorder]))
+    assert sum(event[0] == "step" for event in recorder.events) == 1 and progress.epoch == 1
+    assert recorder.events[-1] == "end"
 
-    def end(step, logs):
-        steps.append(step)
-        stop.model.stop_training = step == 1
 
-    stop = keras.callbacks.LambdaCallback(on_train_batch_end=end)
-    list(training.epochs(small_model(), tiny(), changed(start_size=start_size), progress, [stop]))
-    assert steps == [0, 1] and progress.epoch == 1
+def test_a_callback_of_keras_own_that_asks_for_everything_works():
+    list(training.epochs(small_model(), tiny(), RECIPE, training.Progress(), [keras.callbacks.ProgbarLogger()]))
+
+
+def test_what_a_callback_makes_of_the_rate_is_in_progress():
+    halve = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: setattr(
+            halve.model.optimizer, "learning_rate", halve.model.optimizer.learning_rate / 2
+        )
+    )
+    whole, progress = training.Progress(), training.Progress()
+    list(training.epochs(small_model(), tiny(), RECIPE, whole, [halve]))
+    next(training.epochs(small_model(), tiny(), RECIPE, progress, [halve]))  # and then it's interrupted
+    list(training.epochs(small_model(), tiny(), RECIPE, progress, [halve]))
+    assert progress.history["learning_rate"] == whole.history["learning_rate"] == pytest.approx([0.02, 0.01, 0.005])
 
 
 def test_a_callback_sees_the_weights_that_were_validated():
