@@ -283,10 +283,14 @@ def test_a_network_of_other_sizes_is_refused_in_a_sentence(tmp_path):
 )
 def test_a_network_that_computes_something_else_is_refused_in_a_sentence(tmp_path, architecture, there, here, words):
     build = getattr(models, architecture)
-    networks.save(build(num_classes=2, dim=16, **there), CARD, tmp_path / "known.keras")
+    networks.save(build(num_classes=2, dim=16, depth=1, **there), CARD, tmp_path / "known.keras")
     with pytest.raises(ValueError, match=f"init_from: .*known.keras doesn't fit the model, {words}"):
-        networks.start_from(build(num_classes=2, dim=16, **here), tmp_path / "known.keras", other_classes())
-    model = build(num_classes=2, dim=16, **there, dropout=0.3)  # which is of training alone
+        networks.start_from(build(num_classes=2, dim=16, depth=1, **here), tmp_path / "known.keras", other_classes())
+
+
+def test_a_network_trained_with_another_dropout_is_taken(tmp_path):
+    networks.save(models.vit(num_classes=2, dim=16, depth=1), CARD, tmp_path / "known.keras")
+    model = models.vit(num_classes=2, dim=16, depth=1, dropout=0.3, stochastic_depth=0.1)
     networks.start_from(model, tmp_path / "known.keras", other_classes())
 
 
