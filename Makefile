@@ -21,7 +21,8 @@ run: .venv/ready  ## run a notebook: make run NB=convmixer TIER=tuned DATA=cifar
 full: .venv/ready  ## the full runs and ablations of results/full.txt; again goes on: make full ARGS="--workers 2"
 	@set -f; xargs -L 1 nice -n 19 $(PY) -m patchlib run --out runs/full $$GIVEN_ARGS < results/full.txt
 
-test: .venv/ready .venv-jax/ready  ## all that CI runs: ruff, mypy, unit tests on TensorFlow and JAX, every notebook's outputs
+test:  ## all that CI runs: ruff, mypy, unit tests on TensorFlow and JAX, every notebook's outputs
+	@$(MAKE) --no-print-directory --jobs 2 .venv/ready .venv-jax/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	$(PY) -m mypy

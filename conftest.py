@@ -43,6 +43,7 @@ def pytest_unconfigure(config):
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in _LONGEST)  # first, so that at the end no process waits for one
     for item in items:
         if type(item).__name__ == "IPyNbCell":
             if "stderr" not in item.parent.skip_compare:
@@ -116,4 +117,5 @@ def pytest_runtest_setup(item):
 _READ = ("text", "text/plain", "text/markdown")
 _DRAWN, _TRAINED = 0.0005, 0.03  # by how much a picture may differ, and one of what was trained here
 _NUMBER = re.compile(r"(?<![\w.])-?\d+\.\d+(?![\w.]*\w)")
+_LONGEST = ("test_batch", "test_faults", "test_wheel")
 _RUNS = pytest.StashKey[str]()
