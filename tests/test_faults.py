@@ -229,12 +229,12 @@ def assert_as_if_nothing_had_been(root, call):
 
 
 def test_killed_at_any_moment_a_run_ends_as_if_it_had_not_been(tmp_path, record_property):
-    kills = 60 if SIEGE else 4
+    kills = 60 if SIEGE else 3
     assert_as_if_nothing_had_been(tmp_path, f"kill({str(tmp_path)!r}, {kills})")
     record_property("tried", kills)
 
 
 def test_a_full_disk_loses_nothing(tmp_path, record_property):
-    times = 12 if SIEGE else 4
+    times = 12 if SIEGE else 3
     assert_as_if_nothing_had_been(tmp_path, f"fill({str(tmp_path)!r}, {times})")
     record_property("tried", times)
