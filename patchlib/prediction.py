@@ -35,6 +35,7 @@ def classify(model: "keras.Model", pictures, top: int = 5) -> list[dict[str, flo
 
     Raises:
         DataError: a picture can't be read, or ``top`` isn't accepted.
+        FloatingPointError: the model's answers aren't finite numbers.
     """
     several = isinstance(pictures, Iterable) and not isinstance(pictures, str) and not hasattr(pictures, "read")
     if not several or getattr(pictures, "ndim", 4) < 4:

@@ -104,7 +104,7 @@ def train(
         RunError: ``run_dir`` holds a finished run, another run's checkpoint, is in use by another process, or can't be
             written into.
         ValueError: the model doesn't fit the data, or the network that ``recipe.init_from`` names.
-        FloatingPointError: the loss is no longer a finite number.
+        FloatingPointError: the loss is no longer a finite number, or an answer isn't one.
     """
     if model.input_shape[1:] != data.input_shape or model.output_shape[-1] != data.num_classes:
         raise ValueError(

@@ -242,6 +242,14 @@ def test_names_that_no_terminal_can_show_are_escaped(photos, tmp_path):
         assert all(name in shown for name in (r"photos/\udcff.png", r"a\x1b[31m", r"b\ud800", r"c\n")), done.stdout
 
 
+def test_a_network_whose_answers_are_no_numbers_is_refused_in_a_sentence(photos, tmp_path, capsys):
+    network = models.convmixer((16, 16, 3), 3, dim=8, depth=1)
+    network.get_layer("head").bias.assign([0, np.nan, 0])
+    networks.save(network, card(), tmp_path / "own.keras")
+    assert cli.main(["predict", str(tmp_path / "own.keras"), "photos"]) == 1
+    assert re.search(r"^patchlib predict: .*answers to .* aren't finite numbers\.$", capsys.readouterr().err, re.M)
+
+
 def test_csv_and_json_hold_what_classify_says(model, photos, capsys):
     written, expected = {}, answered(model, photos, 2)
     for kind in ("csv", "json"):
