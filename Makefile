@@ -7,7 +7,7 @@ TIER := smoke
 GIVEN := NB TIER DATA LIMIT EPOCHS SEED ARGS
 $(foreach name,$(GIVEN),$(eval export GIVEN_$(name) := $$(value $(name))))
 unexport $(GIVEN)
-PYTEST := -m pytest --numprocesses 2 --dist
+PYTEST := -m pytest --numprocesses 3 --dist
 
 .PHONY: help run full test lab refresh bench bite mutants siege site browser lock
 help:  ## what there is

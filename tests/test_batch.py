@@ -359,22 +359,22 @@ def test_a_kernel_imports_the_package_of_who_runs_it(stub):
 def test_a_real_notebook(tmp_path):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    program = [sys.executable, "-m", "patchlib", "run", "vit", "--set", "limit=64", "--set", "epochs=1"]
+    program = [sys.executable, "-m", "patchlib", "run", "fnet", "--set", "limit=64", "--set", "epochs=1"]
     env = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(scratch)}
     done = subprocess.run(
         [*program, "--seed", "3", "--out", "out"], cwd=tmp_path, env=env, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert not [name for name in names(scratch) if name.startswith(("dask", "patchlib"))]
-    folder = tmp_path / "out" / "vit-smoke-digits-epochs=1-limit=64-seed3"
-    assert names(folder) == ["SHA256SUMS", "curves.png", "model.keras", "predictions.npz", "run.json", "vit.ipynb"]
+    folder = tmp_path / "out" / "fnet-smoke-digits-epochs=1-limit=64-seed3"
+    assert names(folder) == ["SHA256SUMS", "curves.png", "fnet.ipynb", "model.keras", "predictions.npz", "run.json"]
     summed = subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
     assert summed.stdout.count(": OK\n") == 5, summed
     card = cards.load_card(folder)
     assert (card["seed"], card["parameters"]["limit"], card["tier"]) == (3, 64, "smoke")
     said = [line for line in done.stderr.splitlines() if " runs ended, " not in line]  # said where it takes minutes
     steps, remark, epoch, end = said  # and not a word of TensorFlow's
-    assert steps == f"{folder.name}: 2 steps an epoch, 2 in all" and "too few to learn much" in remark
+    assert steps == f"{folder.name}: 4 steps an epoch, 4 in all" and "too few to learn much" in remark
     assert epoch.startswith(f"{folder.name}: epoch 1/1: loss {card['history']['loss'][0]:.4f}, accuracy")
     assert end == f"{folder.name}: finished, test accuracy {card['metrics']['test_accuracy']:.4f} (1 of 1)"
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("classify a picture: ")]

@@ -229,17 +229,17 @@ def test_predict_takes_pictures_folders_and_patterns_each_picture_once(model, ph
     assert {len(line.split()) for line in output.splitlines()} == {3}
 
 
-def test_names_that_no_terminal_can_show_are_escaped(photos, tmp_path):
+def test_names_that_no_terminal_can_show_are_escaped(photos, tmp_path, capsys):
     known = card() | {"dataset": card()["dataset"] | {"classes": ["a\x1b[31m", "b\ud800", "c\n"]}}
     networks.save(models.convmixer((16, 16, 3), 3, dim=8, depth=1), known, tmp_path / "own.keras")
     os.rename("photos/a.png", "photos/\udcff.png")
-    for form in ((), ("--json",)):
-        command = [sys.executable, "-m", "patchlib", "predict", "own.keras", "photos/\udcff.png", *form]
-        env = os.environ | {"PYTHONIOENCODING": "utf-8", "PYTHONUTF8": "0", "LC_ALL": "C.UTF-8"}
-        done = subprocess.run(command, capture_output=True, text=True, env=env)
-        assert (done.stderr, done.returncode) == ("", 0)
-        shown = done.stdout.replace("\\\\", "\\")
-        assert all(name in shown for name in (r"photos/\udcff.png", r"a\x1b[31m", r"b\ud800", r"c\n")), done.stdout
+    words = ["predict", "own.keras", "photos/\udcff.png"]
+    env = os.environ | {"PYTHONIOENCODING": "utf-8", "PYTHONUTF8": "0", "LC_ALL": "C.UTF-8"}
+    done = subprocess.run([sys.executable, "-m", "patchlib", *words], capture_output=True, text=True, env=env)
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert cli.main([*words, "--json"]) == 0
+    for shown in (done.stdout, capsys.readouterr().out.replace("\\\\", "\\")):
+        assert all(name in shown for name in (r"photos/\udcff.png", r"a\x1b[31m", r"b\ud800", r"c\n")), shown
 
 
 def test_a_network_whose_answers_are_no_numbers_is_refused_in_a_sentence(photos, tmp_path, capsys):

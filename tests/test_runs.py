@@ -353,10 +353,19 @@ def test_another_run_in_the_folder_is_named(tmp_path, monkeypatch):
         runs.train(small_model(depth=2), tiny(), RECIPE, tmp_path)
 
 
-def interrupted(folder, monkeypatch, after, recipe=RECIPE):
-    """A run that was stopped after so many epochs, and how it would have ended."""
-    stop(folder, monkeypatch, small_model(), after, recipe)
-    return runs.train(small_model(), tiny(), recipe, folder.with_name("whole"))["metrics"]
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run's folder with its two checkpoints, and how the run would have ended."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        stop(folder / "run", patch, small_model(), after=2)
+    return folder / "run", runs.train(small_model(), tiny(), RECIPE, folder / "whole")["metrics"]
+
+
+@pytest.fixture
+def interrupted(stopped, tmp_path):
+    """A copy of it, and how it would have ended."""
+    return shutil.copytree(stopped[0], tmp_path / "run"), stopped[1]
 
 
 def rewrite(checkpoint, change):
@@ -367,11 +376,11 @@ def rewrite(checkpoint, change):
     (checkpoint / "sha256").write_text(runs._digest(checkpoint))
 
 
-def test_a_checkpoint_older_than_a_parameter_and_a_layers_argument_is_resumed(tmp_path, monkeypatch):
-    expected = interrupted(tmp_path / "run", monkeypatch, after=2)
-    for checkpoint in cards.checkpoints(tmp_path / "run"):
+def test_a_checkpoint_older_than_a_parameter_and_a_layers_argument_is_resumed(interrupted):
+    folder, expected = interrupted
+    for checkpoint in cards.checkpoints(folder):
         rewrite(checkpoint, lambda run: (run["parameters"].pop("erasing"), run["layers"]["block_0"].pop("activation")))
-    assert runs.train(small_model(9), tiny(), RECIPE, tmp_path / "run")["metrics"] == expected
+    assert runs.train(small_model(9), tiny(), RECIPE, folder)["metrics"] == expected
 
 
 @pytest.mark.parametrize(
@@ -386,11 +395,11 @@ def test_a_checkpoint_older_than_a_parameter_and_a_layers_argument_is_resumed(tm
         ),
     ],
 )
-def test_what_a_checkpoint_says_and_nothing_here_knows_is_named(tmp_path, monkeypatch, change, words):
-    interrupted(tmp_path / "run", monkeypatch, after=1)
-    rewrite(tmp_path / "run" / "checkpoint-00001", change)
+def test_what_a_checkpoint_says_and_nothing_here_knows_is_named(interrupted, change, words):
+    folder, _ = interrupted
+    rewrite(folder / "checkpoint-00002", change)
     with pytest.raises(cards.RunError, match=re.escape(words)):
-        runs.train(small_model(), tiny(), RECIPE, tmp_path / "run")
+        runs.train(small_model(), tiny(), RECIPE, folder)
 
 
 def cut(checkpoint):
@@ -411,21 +420,18 @@ def swap(checkpoint):
 
 
 @pytest.mark.parametrize("damage", [cut, lose, empty, swap])
-def test_a_broken_checkpoint_gives_way_to_the_one_before_it(tmp_path, monkeypatch, capsys, damage):
-    expected = interrupted(tmp_path / "run", monkeypatch, after=2)
-    damage(tmp_path / "run" / "checkpoint-00002")
-    card = runs.train(small_model(9), tiny(), RECIPE, tmp_path / "run")
+def test_a_broken_checkpoint_gives_way_to_the_one_before_it(interrupted, capsys, damage):
+    folder, expected = interrupted
+    damage(folder / "checkpoint-00002")
+    card = runs.train(small_model(9), tiny(), RECIPE, folder)
     assert "checkpoint-00002 is broken: going on from checkpoint-00001" in capsys.readouterr().out
-    assert card["metrics"] == expected and names(tmp_path / "run") == ["model.keras", "predictions.npz", "run.json"]
+    assert card["metrics"] == expected and names(folder) == ["model.keras", "predictions.npz", "run.json"]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A run's only checkpoint."""
-    folder = tmp_path_factory.mktemp("interrupted")
-    with pytest.MonkeyPatch.context() as patch:
-        stop(folder, patch, small_model())
-    return cards.checkpoints(folder)[0]
+@pytest.fixture
+def checkpoint(stopped):
+    """A run's checkpoint, which isn't to be changed."""
+    return stopped[0] / "checkpoint-00001"
 
 
 def with_right_digest(checkpoint, folder, name, content):
@@ -474,18 +480,18 @@ def test_a_checkpoints_pipe_is_not_read(checkpoint, tmp_path):
         runs.train(small_model(), tiny(), RECIPE, tmp_path)
 
 
-def test_where_no_checkpoint_is_whole_nothing_is_begun_anew(tmp_path, monkeypatch):
-    interrupted(tmp_path / "run", monkeypatch, after=2)
-    assert [path.name for path in cards.checkpoints(tmp_path / "run")] == ["checkpoint-00001", "checkpoint-00002"]
-    for checkpoint in cards.checkpoints(tmp_path / "run"):
+def test_where_no_checkpoint_is_whole_nothing_is_begun_anew(interrupted):
+    folder, _ = interrupted
+    assert [path.name for path in cards.checkpoints(folder)] == ["checkpoint-00001", "checkpoint-00002"]
+    for checkpoint in cards.checkpoints(folder):
         cut(checkpoint)
     with pytest.raises(cards.RunError, match="no checkpoint of it is whole"):
-        runs.train(small_model(), tiny(), RECIPE, tmp_path / "run")
+        runs.train(small_model(), tiny(), RECIPE, folder)
 
 
 def test_two_checkpoints_are_kept(tmp_path, monkeypatch):
-    interrupted(tmp_path / "run", monkeypatch, after=3, recipe=changed(epochs=5))
-    assert [path.name for path in cards.checkpoints(tmp_path / "run")] == ["checkpoint-00002", "checkpoint-00003"]
+    stop(tmp_path, monkeypatch, small_model(), after=3, recipe=changed(epochs=5))
+    assert [path.name for path in cards.checkpoints(tmp_path)] == ["checkpoint-00002", "checkpoint-00003"]
 
 
 @pytest.mark.jax
