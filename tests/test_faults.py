@@ -164,7 +164,7 @@ def test_what_is_not_ours_stays(tmp_path, name):
     assert (tmp_path / name).read_text() == "mine"
 
 
-LONGER = changed(epochs=12)
+LONGER = changed(epochs=8)
 
 
 def trained(folder: Path, largest: int = resource.RLIM_INFINITY) -> int:
