@@ -262,14 +262,15 @@ EVERYTHING = {"optimizer": "muon", "trivial_augment": True, "erasing": 0.5, "mix
 
 
 GROWING = {"start_size": 5, "whiten": True, "alternate": True, "optimizer": "muon"}
+JAX = {"marks": pytest.mark.jax}
 
 
 @pytest.mark.parametrize(
     ("build", "after", "changes"),
     [
-        (small_model, 1, {"schedule": "one_cycle"}),
-        pytest.param(random_cct, 2, GROWING, marks=pytest.mark.jax),  # what differs between backends is in this one
-        (random_cct, 2, {"schedule": "cosine", "warmup_epochs": 0.5, **EVERYTHING}),
+        pytest.param(small_model, 1, {"schedule": "one_cycle"}, **JAX),
+        pytest.param(random_cct, 2, GROWING, **JAX),
+        (random_cct, 2, {"schedule": "cosine", "warmup_epochs": 0.5, **EVERYTHING}),  # new in its batches alone
     ],
 )
 def test_an_interrupted_run_resumes_to_the_same_end(tmp_path, monkeypatch, build, after, changes):
