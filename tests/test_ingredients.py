@@ -3,7 +3,19 @@
 import keras
 import numpy as np
 import pytest
-from ingredients import EVERY, INGREDIENTS, Average, covariance, local, mimetic, nonzero_mean, orthogonal, table
+from ingredients import (
+    EVERY,
+    INGREDIENTS,
+    Average,
+    Freeze,
+    Repeat,
+    covariance,
+    local,
+    mimetic,
+    nonzero_mean,
+    orthogonal,
+    table,
+)
 from test_training import changed, small_model, tiny
 
 from patchlib import models, training
@@ -77,7 +89,9 @@ def test_an_average_is_judged_and_training_goes_on_from_the_weights_themselves()
     ends = [usual.get_weights() for _ in training.epochs(usual, data, recipe, training.Progress())]
     steps, progress = [], training.Progress()
     look = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: steps.append(averaged.get_weights()))
-    for end, _ in zip(ends, training.epochs(averaged, data, recipe, progress, [look, Average()]), strict=True):
+    for end, _ in zip(
+        ends, training.epochs(averaged, data, recipe, progress, [look, Average(data.train)]), strict=True
+    ):
         for reached, expected in zip(averaged.get_weights(), end, strict=True):
             np.testing.assert_array_equal(reached, expected)
     kept = steps[0]
@@ -85,6 +99,34 @@ def test_an_average_is_judged_and_training_goes_on_from_the_weights_themselves()
         kept = [0.98 * old + 0.02 * new for old, new in zip(kept, weights, strict=True)]
     for reached, expected in zip(averaged.get_weights(), kept, strict=True):
         np.testing.assert_allclose(reached, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_images_of_least_loss_give_their_places_to_others():
+    recipe, data = changed(epochs=2), tiny()
+    model, whole, seen = small_model(recipe.seed), np.array(data.train.images), []
+    repeat = Repeat(data.train)
+
+    def losses(epoch, logs):
+        seen.append(keras.losses.sparse_categorical_crossentropy(repeat.whole.labels, model(whole), from_logits=True))
+
+    look = keras.callbacks.LambdaCallback(on_epoch_end=losses)
+    labels = {image.tobytes(): label for image, label in zip(whole, data.train.labels, strict=True)}
+    list(training.epochs(model, data, recipe, training.Progress(), [look, repeat]))
+    assert len(labels) == len(whole)
+    easiest = np.argsort(np.array(seen[0]))[: len(whole) // 3]
+    trained = {image.tobytes(): label for image, label in zip(data.train.images, data.train.labels, strict=True)}
+    assert set(trained) == set(labels) - {whole[index].tobytes() for index in easiest}
+    assert all(labels[image] == label for image, label in trained.items())
+
+
+def test_the_first_half_keeps_its_weights_in_the_last_epoch():
+    recipe, data = changed(epochs=2), tiny()
+    model, ends = small_model(recipe.seed, depth=2), []
+    for _ in training.epochs(model, data, recipe, training.Progress(), [Freeze(data.train)]):
+        ends.append({weight.path: np.array(weight) for weight in model.trainable_weights})
+    same = {path for path in ends[0] if np.array_equal(ends[0][path], ends[1][path])}
+    later = {path for path in ends[0] if path.startswith(("block_1", "head"))}
+    assert same and later and same == set(ends[0]) - later, set(ends[0])
 
 
 def test_every_parameter_of_an_ingredient_exists():
