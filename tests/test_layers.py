@@ -578,10 +578,15 @@ def test_fourier_has_keras_values_and_gradient(monkeypatch, shape):
 
 
 @pytest.mark.jax
-@pytest.mark.parametrize("tokens", [(), (4,), (2, 3)])
 @pytest.mark.parametrize(
-    ("kind", "arguments"),
-    [(kernels.Dense, {"units": 5}), (kernels.Dense, {"units": 5, "use_bias": False}), (kernels.LayerNormalization, {})],
+    ("kind", "arguments", "tokens"),
+    [
+        *((kernels.Dense, {"units": 5}, tokens) for tokens in [(), (4,), (2, 3)]),
+        *((kernels.LayerNormalization, {}, tokens) for tokens in [(), (4,), (2, 3)]),
+        (kernels.Dense, {"units": 5, "use_bias": False}, (4,)),
+        (kernels.TokenDense, {"units": 5}, (4,)),
+        (kernels.TokenDense, {"units": 5, "use_bias": False}, (4,)),
+    ],
 )
 def test_dense_and_layer_norm_have_keras_values_and_gradients(monkeypatch, kind, arguments, tokens):
     rng, layer = np.random.default_rng(0), kind(**arguments)
@@ -634,6 +639,7 @@ def test_the_fourier_transform_in_plain_operations_is_numpys(shape):
     ("kind", "arguments", "shape"),
     [
         (kernels.Dense, {"units": 6}, (3, 4, 5)),
+        (kernels.TokenDense, {"units": 6}, (3, 4, 5)),
         (kernels.LayerNormalization, {}, (3, 4, 5)),
         (kernels.DepthwiseConv2D, {"kernel_size": 3, "padding": "same"}, (2, 5, 6, 3)),
         (kernels.DepthwiseConv2D, {"kernel_size": 4, "padding": "same"}, (2, 5, 6, 3)),
@@ -660,6 +666,32 @@ def test_in_bfloat16_a_kernel_errs_by_rounding_alone(kind, arguments, shape):
     for ours, wanted in zip(*reversed(found), strict=True):
         np.testing.assert_allclose(ours, wanted, atol=0.02 * np.abs(wanted).max())
         assert (ours != wanted).any()
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="XLA sums bfloat16 in float32")
+@EVERY
+def test_in_bfloat16_the_gradients_of_many_images_add_up(name):
+    """In a compiled step, as training has it: a sum that's rounded at each of its terms stops growing."""
+    import tensorflow as tf
+
+    found, (_, x, _) = {}, make(name)
+    x = np.random.default_rng(0).normal(size=(1024, *x.shape[1:])).astype("float32")
+    for dtype in ("float32", "mixed_bfloat16"):
+        layer, *_ = make(name, dtype=dtype)
+        layer.build(x.shape)
+        reference.randomize(layer)
+
+        @tf.function
+        def gradient(x, weighing, layer=layer):
+            with tf.GradientTape() as tape:
+                total = tf.reduce_sum(tf.cast(layer(x), "float32") * weighing)
+            return tape.gradient(total, [weight.value for weight in layer.trainable_weights])
+
+        weighing = np.random.default_rng(5).normal(1, size=layer(x).shape).astype("float32")
+        found[dtype] = map(array, gradient(x, weighing))
+    for weight, exact, rounded in zip(layer.trainable_weights, *found.values(), strict=True):
+        if not weight.path.endswith(("key/bias", "score/bias")):  # without a gradient
+            assert np.abs(rounded - exact).max() < 0.03 * np.abs(exact).max(), weight.path
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="it's TensorFlow's form")

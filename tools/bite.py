@@ -289,8 +289,8 @@ BUGS = {
     ),
     "token and channel axes mistaken": (
         "layers/mlp.py",
-        "columns = ops.transpose(self.tokens_norm(x), (0, 2, 1))",
-        "columns = ops.reshape(self.tokens_norm(x), (-1, x.shape[2], x.shape[1]))",
+        "linear, axis = kernels.TokenDense, 1",
+        "linear, axis = kernels.Dense, -1",
         "mlp_mixer",
     ),
     "one norm for both halves": (
@@ -301,8 +301,8 @@ BUGS = {
     ),
     "token residual dropped": (
         "layers/mlp.py",
-        "x = x + ops.transpose(self.tokens(",
-        "x = ops.transpose(self.tokens(",
+        "x = x + self.tokens(",
+        "x = self.tokens(",
         "mlp_mixer",
     ),
     "no activation between the layers": (
@@ -339,8 +339,8 @@ BUGS = {
     "gate's halves swapped": ("layers/gating.py", "kept, gating = ops.split", "gating, kept = ops.split", "gmlp"),
     "gate adds instead of multiplying": (
         "layers/gating.py",
-        "return kept * ops.transpose",
-        "return kept + ops.transpose",
+        "return kept * self.gate",
+        "return kept + self.gate",
         "gmlp",
     ),
     "skip always from the normalised input": (

@@ -32,12 +32,14 @@ def _times(dtype):
     def whole_fourier(x):
         return keras.ops.fft2((x, keras.ops.zeros_like(x)))[0]
 
+    over_tokens = keras.Sequential([layers.Permute((2, 1)), *pair("Dense", 64)[:1], layers.Permute((2, 1))])
     return {
         "GELU, ConvMixer": ([activation(exact), activation(kernels.gelu)], grid),
         "GELU, gMLP": ([activation(exact), activation(kernels.gelu)], hidden),
         "depthwise convolution, ConvMixer": (pair("DepthwiseConv2D", 5, padding="same"), grid),
         "BatchNorm, ConvMixer": (pair("BatchNormalization"), grid),
         "LayerNorm, gMLP": (pair("LayerNormalization"), tokens),
+        "dense over tokens, MLP-Mixer": ([over_tokens, kernels.TokenDense(64, dtype=policy)], tokens),
         "dense, ConvMixer": (pair("Dense", 256), grid),
         "dense, gMLP": (pair("Dense", 528), tokens),
         "Fourier, FNet": ([layers.Lambda(f, dtype="float32") for f in (whole_fourier, kernels.fourier)], tokens),

@@ -31,16 +31,15 @@ class SpatialGatingUnit(Block):
         if channels % 2:
             raise ValueError(f"The number of channels must be even. Received: input of shape {tuple(input_shape)}")
         start = keras.initializers.RandomNormal(stddev=self.gate_stddev) if self.gate_stddev else "glorot_uniform"
-        self.gate = keras.layers.Dense(
+        self.gate = kernels.TokenDense(
             tokens, kernel_initializer=start, bias_initializer="ones", name="gate", dtype=self.dtype_policy
         )
         self.norm.build((count, tokens, channels // 2))
-        self.gate.build((count, channels // 2, tokens))
+        self.gate.build((count, tokens, channels // 2))
 
     def call(self, x):
         kept, gating = ops.split(x, 2, axis=-1)
-        columns = ops.transpose(self.norm(gating), (0, 2, 1))
-        return kept * ops.transpose(self.gate(columns), (0, 2, 1))
+        return kept * self.gate(self.norm(gating))
 
     def compute_output_shape(self, input_shape):
         return *input_shape[:2], input_shape[2] // 2

@@ -2,7 +2,7 @@
 
 import math
 
-from patchlib.backend import keras, ops
+from patchlib.backend import keras
 from patchlib.layers import kernels
 from patchlib.layers.base import Block, fraction, positive
 
@@ -24,6 +24,8 @@ class MLP(Block):
         ValueError: ``hidden_dim`` isn't a positive integer, or a rate isn't at least 0 and less than 1.
     """
 
+    linear, axis = kernels.Dense, -1  # the layer and its axis, of which subclasses have others
+
     def __init__(self, hidden_dim, activation="gelu", dropout=0.0, output_dropout=0.0, activate_output=False, **kwargs):
         super().__init__(**kwargs)
         positive(hidden_dim=hidden_dim)
@@ -34,11 +36,11 @@ class MLP(Block):
 
     def build(self, input_shape):
         part = {"dtype": self.dtype_policy}
-        self.expand = kernels.Dense(self.hidden_dim, name="expand", **part)
+        self.expand = self.linear(self.hidden_dim, name="expand", **part)
         self.expand.build(input_shape)
         self.drop = keras.layers.Dropout(self.dropout, name="drop", **part)
-        self.project = kernels.Dense(input_shape[-1], name="project", **part)
-        self.project.build((*input_shape[:-1], self.hidden_dim))
+        self.project = self.linear(input_shape[self.axis], name="project", **part)
+        self.project.build(self.expand.compute_output_shape(input_shape))
         self.output_drop = keras.layers.Dropout(self.output_dropout, name="output_drop", **part)
 
     def call(self, x, training=None):
@@ -50,6 +52,12 @@ class MLP(Block):
 
     def multiply_adds(self, input_shape):
         return {"space": 0, "channels": 2 * math.prod(input_shape[1:]) * self.hidden_dim}
+
+
+class _TokenMLP(MLP):
+    """The same over tokens: float (N, tokens, dim)."""
+
+    linear, axis = kernels.TokenDense, 1
 
 
 @keras.saving.register_keras_serializable("patchlib")
@@ -87,23 +95,21 @@ class MixerBlock(Block):
         part = {"dtype": self.dtype_policy}
         mlp = {"activation": self.activation, "output_dropout": dropout, **part}
         self.tokens_norm = kernels.LayerNormalization(epsilon=epsilon, name="tokens_norm", **part)
-        self.tokens = MLP(tokens_dim, name="tokens", **mlp)
+        self.tokens = _TokenMLP(tokens_dim, name="tokens", **mlp)
         self.channels_norm = self.tokens_norm
         if not shared_norm:
             self.channels_norm = kernels.LayerNormalization(epsilon=epsilon, name="channels_norm", **part)
         self.channels = MLP(channels_dim, name="channels", **mlp)
 
     def build(self, input_shape):
-        count, tokens, dim = input_shape
         self.tokens_norm.build(input_shape)
-        self.tokens.build((count, dim, tokens))
+        self.tokens.build(input_shape)
         if not self.shared_norm:
             self.channels_norm.build(input_shape)
         self.channels.build(input_shape)
 
     def call(self, x, training=None):
-        columns = ops.transpose(self.tokens_norm(x), (0, 2, 1))
-        x = x + ops.transpose(self.tokens(columns, training=training), (0, 2, 1))
+        x = x + self.tokens(self.tokens_norm(x), training=training)
         return x + self.channels(self.channels_norm(x), training=training)
 
     def multiply_adds(self, input_shape):

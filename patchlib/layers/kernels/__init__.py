@@ -109,6 +109,25 @@ class Dense(keras.layers.Dense):
         return ops.reshape(y, (-1, *x.shape[1:-1], self.units))
 
 
+class TokenDense(Dense):
+    """The same over tokens: (N, tokens, dim) to (N, units, dim), with a kernel (tokens, units)."""
+
+    def build(self, input_shape):
+        count, tokens, dim = input_shape
+        super().build((count, dim, tokens))
+        self.input_spec = keras.layers.InputSpec(ndim=3, axes={1: tokens})
+
+    def call(self, x, training=None):
+        form = _form("mix_tokens")
+        if form and self.use_bias and self.compute_dtype in _DTYPES and None not in x.shape[1:]:
+            return form(x, self.kernel, self.bias)
+        return ops.transpose(super().call(ops.transpose(x, (0, 2, 1)), training=training), (0, 2, 1))
+
+    def compute_output_shape(self, input_shape):
+        count, _, dim = input_shape
+        return count, self.units, dim
+
+
 @keras.saving.register_keras_serializable("patchlib")
 class LayerNormalization(keras.layers.LayerNormalization):
     """Keras' layer, over the last axis, by ``layer_norm``."""

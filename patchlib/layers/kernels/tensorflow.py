@@ -78,6 +78,25 @@ def _column_sums(x):
     return tf.matmul(tf.ones_like(flat[:, :1]), flat, transpose_a=True)[0]
 
 
+# For transposes before and after it, and for a bias' gradient that Keras rounds to bfloat16 at each of its sums.
+def mix_tokens(x, kernel, bias):
+    return _mix_tokens(x, *map(tf.convert_to_tensor, (kernel, bias)))
+
+
+@tf.custom_gradient
+def _mix_tokens(x, kernel, bias):
+    tokens, dim = x.shape[1:]
+    units = kernel.shape[1]
+
+    def gradient(dy):
+        products = tf.reshape(tf.matmul(x, dy, transpose_b=True), (-1, tokens * units))
+        sums = tf.reshape(_column_sums(tf.reshape(dy, (-1, units * dim))), (units, dim))
+        dbias = tf.cast(tf.reduce_sum(tf.cast(sums, "float32"), 1), bias.dtype)
+        return tf.matmul(kernel[None], dy), tf.reshape(_column_sums(products), (tokens, units)), dbias
+
+    return tf.matmul(kernel[None], x, transpose_a=True) + bias[:, None], gradient
+
+
 # For Keras' ten passes over memory.
 def batch_norm(x, gamma, beta, epsilon):
     y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
