@@ -135,7 +135,7 @@ class Repeat(Change):
 
 
 class Freeze(Change):
-    """What stands before the middle block keeps its weights in the last epoch, which saves a third of its time (Brock
+    """What stands before the middle block keeps its weights in the last epoch, a third fewer products there (Brock
     et al., "FreezeOut: Accelerate Training by Progressively Freezing Layers", 2017)."""
 
     def on_epoch_begin(self, epoch, logs=None):
