@@ -14,6 +14,7 @@ from patchlib import cards, cli, explain, models, networks, notebook, plan, runs
 from patchlib.data import load_data
 from patchlib.parameters import ARCHITECTURES
 
+FOLDERS = sorted(path.parent for path in (publish.ROOT / "results").glob("*/run.json"))
 EXAMPLES = yaml.safe_load((publish.ROOT / "tools" / "examples.yaml").read_text())
 
 
@@ -45,6 +46,35 @@ def test_make_full_makes_every_run_of_the_results():
         made = cards.load_card(path)
         assert any(not cards.difference(cards.parameters(made), values) for values in makes), path
         assert path.parent.name in {run.folder.name for run in asked}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_kept_answers_give_what_the_card_says(folder):
+    made = json.loads((folder / "run.json").read_text())
+    with np.load(folder / "predictions.npz") as kept:
+        label, predicted, rank = (kept[name].astype(int) for name in ("label", "predicted", "rank"))
+        confidence = kept["confidence"].astype(float) if "confidence" in kept else None
+    right, classes = predicted == label, len(made["dataset"]["classes"])
+    assert len(label) == made["dataset"]["test"] and ((rank == 0) == right).all() and rank.max() < classes
+    assert set(label) == set(range(classes)) and set(predicted) <= set(label)
+    assert made["metrics"]["test_accuracy"] == right.mean()
+    assert made["metrics"]["test_top5"] == (rank < 5).mean()
+    assert made["test_accuracy_by_class"] == [right[label == number].mean() for number in range(classes)]
+    if confidence is not None:
+        bins = np.minimum(np.floor(confidence * 15), 14)
+        apart = [abs((confidence - right)[bins == number].sum()) for number in range(15)]
+        assert made["calibration"]["error_at_temperature"] == pytest.approx(sum(apart) / len(label), abs=1e-3)
+
+
+def test_the_answers_to_one_data_set_are_to_the_same_images():
+    """Else networks couldn't be compared image by image."""
+    labels = {}
+    for folder in FOLDERS:
+        data = json.loads((folder / "run.json").read_text())["dataset"]
+        with np.load(folder / "predictions.npz") as kept:
+            known = labels.setdefault(data["name"], kept["label"])
+            np.testing.assert_array_equal(kept["label"], known)
+    assert sorted(labels) == ["cifar10", "cifar100"]
 
 
 def test_finished_runs_are_taken_and_nothing_is_replaced(trained, tmp_path, capsys):
