@@ -190,6 +190,7 @@ class _Report:
     def __init__(self, todo, outcomes):
         self.outcomes, self.total = outcomes, len(todo) + len(outcomes)
         self.epochs = {run: _epochs(cards.progress(run.folder)) for run in todo}  # done and reported
+        self.notes = {run: cards.progress(run.folder).get("notes", []) for run in todo}  # said
         if outcomes:
             print(f"{len(outcomes)} of {self.total} finished before", file=sys.stderr)
         self.bar = tqdm(
@@ -225,8 +226,9 @@ class _Report:
         record = cards.progress(run.folder)
         new = range(self.epochs[run], _epochs(record))
         lines = [cards.epoch_line(record["history"], epoch, run.parameters.epochs) for epoch in new]
-        if lines and not self.epochs[run]:
-            self._say(run.folder.name, record.get("notes", []))
+        notes = record.get("notes", self.notes[run])
+        self._say(run.folder.name, [note for note in notes if note not in self.notes[run]])
+        self.notes[run] = notes
         if self.bar.disable:
             self._say(run.folder.name, lines)
         elif lines:

@@ -39,6 +39,8 @@ def _part(extra=Any, **entries):
     return pydantic.with_config(pydantic.ConfigDict(extra="allow", strict=True, allow_inf_nan=False))(part)
 
 
+_HARDWARE = _part(processor=str, cores=int, accelerators=list[str])
+_MACHINES = list[_part(epoch=_COUNT, hardware=_HARDWARE)]  # type: ignore[misc, valid-type]  # each from this epoch on
 # What is read of a card. There may be more in it, and in cards of old there's less.
 _CARD = pydantic.TypeAdapter(
     _part(
@@ -55,13 +57,19 @@ _CARD = pydantic.TypeAdapter(
         metrics=_part(val_accuracy=_SHARE, test_accuracy=_SHARE, test_top5=NotRequired[_SHARE | None]),
         calibration=NotRequired[_part(temperature=Annotated[float, pydantic.Field(gt=0)])],
         time=_part(seconds=float),
-        hardware=_part(processor=str, cores=int, accelerators=list[str]),
+        hardware=_HARDWARE,
+        machines=NotRequired[_MACHINES],
         started=str,
     )
 )
 # What is read of a checkpoint's progress, and of a card in its place.
 _PROGRESS = pydantic.TypeAdapter(
-    _part(history=NotRequired[dict[str, list[float]]], notes=NotRequired[list[str]], run=NotRequired[dict])
+    _part(
+        history=NotRequired[dict[str, list[float]]],
+        notes=NotRequired[list[str]],
+        machines=NotRequired[_MACHINES],
+        run=NotRequired[dict],
+    )
 )
 
 
@@ -90,7 +98,7 @@ def digest(text: str) -> str:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The folder's complete checkpoints, oldest first."""
-    return sorted(path for path in folder.glob(f"{CHECKPOINT}*") if ".partial" not in path.name)
+    return sorted(path for path in folder.glob(f"{CHECKPOINT}*") if path.name.removeprefix(CHECKPOINT).isdecimal())
 
 
 def finished(folder: Path) -> bool:
@@ -121,7 +129,10 @@ def read_progress(path: Path) -> dict:
     Raises:
         OSError, RecursionError, ValueError: there's none, or it's something else.
     """
-    return dict(_PROGRESS.validate_python(json.loads(read_text(path))))
+    try:
+        return dict(_PROGRESS.validate_python(json.loads(read_text(path))))
+    except pydantic.ValidationError as error:
+        raise ValueError(_first(error)) from None
 
 
 def epoch_line(history: dict, epoch: int, epochs: int) -> str:
@@ -162,14 +173,19 @@ def checked(card, source: str | os.PathLike) -> dict:
     try:
         card = dict(_CARD.validate_python(card))
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where, accepted = brief(".".join(map(str, first["loc"]))), first["msg"].removeprefix("Input should be ")
-        wrong = f"is {shown(first['input'])}, accepted: {accepted}" if first["type"] != "missing" else "is missing"
-        raise RunError(f"{source}: {where} {wrong}.") from None
+        raise RunError(f"{source}: {_first(error)}.") from None
     best, last = card["best_epoch"], len(card["history"]["val_accuracy"])
     if not 1 <= best <= last:
         raise RunError(f"{source}: best_epoch is {shown(best)}, accepted: one of the {last} epochs of its history.")
     return card
+
+
+def _first(error):
+    """The first of what pydantic found wrong, in words."""
+    first = error.errors()[0]
+    where, accepted = brief(".".join(map(str, first["loc"])) or "it"), first["msg"].removeprefix("Input should be ")
+    wrong = "is missing" if first["type"] == "missing" else f"is {shown(first['input'])}, accepted: {accepted}"
+    return f"{where} {wrong}"
 
 
 def load_cards(folder: str | os.PathLike, **wanted) -> list[dict]:

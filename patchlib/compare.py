@@ -230,9 +230,19 @@ def _of_tier(said, tier):
 
 
 def hardware(card: dict) -> str:
-    """What a run was computed on: its accelerators, or else its processor and how many cores it had."""
-    machine = card["hardware"]
-    return ", ".join(machine["accelerators"]) or f"{machine['processor']}, {machine['cores']} cores"
+    """What a run was computed on: its accelerators, or else its processor and how many cores it had.
+
+    Of a run that moved it's all machines, and from which epoch on; unknown is what an older checkpoint doesn't say.
+    """
+    parts = card.get("machines", [{"epoch": 1, "hardware": card["hardware"]}])
+    told = [(1, "unknown")] if parts[0]["epoch"] > 1 else []
+    for part in parts:
+        there = part["hardware"]
+        name = ", ".join(there["accelerators"]) or f"{there['processor']}, {there['cores']} cores"
+        if not told or name != told[-1][1]:  # else it had other versions
+            told.append((part["epoch"], name))
+    (_, first), *later = told
+    return "; ".join([first, *(f"from epoch {epoch} on {name}" for epoch, name in later)])
 
 
 _STEP = ["network", "setting", "from, %", "to, %", "difference", "standard error", "seeds", "changed"]

@@ -130,9 +130,11 @@ def _train(model, data, recipe, folder, callbacks):
     if getattr(recipe, "tensorboard", False):
         callbacks = [*callbacks, _tensorboard(folder)]
     identity = _identity(model, data, recipe)
-    progress, started = _resume(folder, identity, model)
+    progress, started, machines, remarks = _resume(folder, identity, model)
+    machines = _with_this_machine(machines, progress.epoch + 1)
     steps = training.count_steps(data.train, recipe)
     notes = [
+        *remarks,
         f"{steps:,} step{'s' * (steps > 1)} an epoch, {recipe.epochs * steps:,} in all",
         *training.few_steps(data.train, recipe),
     ]
@@ -142,11 +144,11 @@ def _train(model, data, recipe, folder, callbacks):
     elif recipe.init_from:
         networks.start_from(model, recipe.init_from, data)
     for _ in training.epochs(model, data, recipe, progress, callbacks):
-        _checkpoint(folder, progress, {"run": identity, "started": started, "notes": notes})
+        _checkpoint(folder, progress, {"run": identity, "started": started, "machines": machines, "notes": notes})
         if not sys.stderr.isatty():
             print(cards.epoch_line(progress.history, progress.epoch - 1, recipe.epochs), flush=True)
     logits = training.logits(model, data.test)
-    card = _card(model, data, recipe, identity, progress, started, logits)
+    card = _card(model, data, recipe, identity, progress, started, machines, logits)
     predictions = _predictions(logits, data.test, card["calibration"]["temperature"])
     files.put(folder / MODEL, lambda path: networks.save(model, card, path))
     files.put(folder / PREDICTIONS, lambda path: np.savez_compressed(path, **predictions))
@@ -186,7 +188,7 @@ def _predictions(logits, split, temperature):
     return {name: values.astype(dtype) for name, values in found.items()} | {"confidence": confidence}
 
 
-def _card(model, data, recipe, identity, progress, started, logits):
+def _card(model, data, recipe, identity, progress, started, machines, logits):
     history, labels = progress.history, data.test.labels
     rank = evaluation.ranks(logits, labels)
     held_out = training.logits(model, data.validation)
@@ -228,12 +230,22 @@ def _card(model, data, recipe, identity, progress, started, logits):
             "seconds_per_epoch": float(np.median(steady)),
             "images_per_second": len(data.train) / float(np.median(steady)),
         },
+        # Of the machine on which the run ended; all that took part, and from which epoch on, are below.
         "hardware": machine.hardware(),
         "versions": machine.versions(),
+        "machines": machines,
         "command": _command(identity),
         "started": started,
         "finished": _now(),
     }
+
+
+def _with_this_machine(machines, epoch):
+    """What a run was computed on and with, and from which epoch on, with this machine if it isn't the last already."""
+    here = {"hardware": machine.hardware(), "versions": machine.versions()}
+    if machines and here == {name: machines[-1].get(name) for name in here}:
+        return machines
+    return [*machines, {"epoch": epoch} | here]
 
 
 def _weights_digest(model):
@@ -308,32 +320,41 @@ def _whole(checkpoint):
 
 
 def _resume(folder, identity, model):
-    """The progress of the newest checkpoint that is whole, or none yet, and when the run started."""
+    """The progress of the newest checkpoint that is whole, or none yet.
+
+    With it when the run started, the machines that took part, and sentences for who follows it.
+    """
     checkpoints = cards.checkpoints(folder)
     if not checkpoints:
-        return training.Progress(), _now()
+        return training.Progress(), _now(), [], []
     newest = next(filter(_whole, reversed(checkpoints)), None)
     if newest is None:
         raise RunError(f"{folder} holds an interrupted run, and no checkpoint of it is whole: remove it to begin anew.")
-    if newest != checkpoints[-1]:
-        print(f"{checkpoints[-1].name} is broken: going on from {newest.name}")
+    broken = checkpoints[checkpoints.index(newest) + 1 :]
+    remarks = [f"{checkpoint.name} is broken: going on from {newest.name}" for checkpoint in broken]
     try:
         record = cards.read_progress(newest / PROGRESS)
         changed = cards.difference(_comparable(record["run"], model), _comparable(identity, model))
         progress = training.Progress(
             record["history"], record["best_epoch"], *map(_arrays, (newest / _BEST, newest / _STATE))
         )
-        lengths = {len(progress.history[name]) for name in {*progress.history, *cards.ROW, "side", "seconds"}}
-        if len(lengths) != 1 or progress.best_epoch not in range(*lengths):
-            raise ValueError(f"the best epoch is {shown(progress.best_epoch)} of {shown(lengths)}")
+        if lacking := sorted({*cards.ROW, "side", "seconds"} - set(progress.history)):
+            raise ValueError(f"its history lacks {', '.join(lacking)}")
+        shortest, *longer = sorted({len(column) for column in progress.history.values()})
+        if longer:
+            raise ValueError(f"the columns of its history have {shortest} and {longer[-1]} epochs, accepted: the same")
+        if progress.best_epoch not in range(shortest):
+            raise ValueError(f"best_epoch is {shown(progress.best_epoch)}, accepted: 0 to {shortest - 1}")
         if not changed and [array.shape for array in progress.best_weights] != [w.shape for w in model.weights]:
             raise ValueError(f"{_BEST} has weights of other shapes than the model")
         started = record["started"]
+    except KeyError as error:
+        raise RunError(f"{newest} isn't a checkpoint ({error.args[0]} is missing): remove it.") from error
     except Exception as error:  # whoever wrote it can have written nearly anything
         raise RunError(f"{newest} isn't a checkpoint ({brief(error)}): remove it.") from error
     if changed:
         raise RunError(f"{folder} holds another run, interrupted ({changed}): choose another run_dir, or remove it.")
-    return progress, started
+    return progress, started, record.get("machines", []), remarks
 
 
 def _comparable(run, model):

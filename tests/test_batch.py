@@ -415,6 +415,10 @@ def test_without_a_terminal_there_is_a_line_an_epoch_and_a_minute(tmp_path, monk
     clock[0] = 110.0
     report.look()
     assert said() == []
+    remarks = ["a remark", "checkpoint-00002 is broken"]  # the next kernel has one more
+    (run.folder / "checkpoint-00002" / "progress.json").write_text(json.dumps({"history": history, "notes": remarks}))
+    report.look()
+    assert said() == [": checkpoint-00002 is broken"]
     shutil.rmtree(run.folder / "checkpoint-00002")
     epochs(1, run.folder)
     outcomes[run] = batch.Outcome("finished", accuracy=0.25)

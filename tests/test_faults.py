@@ -117,7 +117,7 @@ def lost(folder, epochs, model):
             return f"finished, but {error!r}"
     identity = runs._identity(model, tiny(), RECIPE)
     try:
-        progress, _ = runs._resume(folder, identity, model)
+        progress, *_ = runs._resume(folder, identity, model)
     except Exception as error:
         return f"after {epochs} epochs: {error!r}"
     return None if progress.epoch >= epochs else f"after {epochs} epochs, {progress.epoch} are left"

@@ -216,7 +216,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(fuzz, tmp_path, mon
     @fuzz(20, 80, file=st.sampled_from(sorted(whole)), **DAMAGE)
     def check(file, place, cut):
         file.write_bytes(damaged(whole[file], place, cut))
-        progress, _ = runs._resume(tmp_path / "run", identity, model)
+        progress, *_ = runs._resume(tmp_path / "run", identity, model)
         assert progress.epoch == 1
         file.write_bytes(whole[file])
 

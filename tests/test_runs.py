@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_training import RECIPE, Recorder, changed, small_model, tiny
 
-from patchlib import cards, evaluation, models, networks, runs, surgery, training
+from patchlib import cards, compare, evaluation, models, networks, runs, surgery, training
 from patchlib.data import Data, Split
 from patchlib.parameters import ConvMixer, Recipe
 
@@ -37,6 +37,7 @@ KEYS = [
     "time",
     "hardware",
     "versions",
+    "machines",
     "command",
     "started",
     "finished",
@@ -427,8 +428,46 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before_it(interrupted, capsys,
     folder, expected = interrupted
     damage(folder / "checkpoint-00002")
     card = runs.train(small_model(9), tiny(), RECIPE, folder)
-    assert "checkpoint-00002 is broken: going on from checkpoint-00001" in capsys.readouterr().out
+    remark = "checkpoint-00002 is broken: going on from checkpoint-00001"
+    assert remark in capsys.readouterr().out
     assert card["metrics"] == expected and names(folder) == ["model.keras", "predictions.npz", "run.json"]
+
+
+def test_a_broken_checkpoint_is_said_to_who_follows_the_run_from_elsewhere(interrupted, monkeypatch):
+    folder, _ = interrupted
+    cut(folder / "checkpoint-00002")
+    assert not any("broken" in note for note in cards.progress(folder)["notes"])
+    stop(folder, monkeypatch, small_model(9), after=2)
+    assert "checkpoint-00002 is broken: going on from checkpoint-00001" in cards.progress(folder)["notes"]
+
+
+def test_a_card_names_every_machine_that_took_part_and_from_which_epoch(tmp_path, monkeypatch):
+    here = {"processor": "a processor", "cores": 2, "accelerators": []}
+    there = here | {"accelerators": ["an accelerator"]}
+    monkeypatch.setattr(runs.machine, "hardware", lambda: there)
+    for epoch in (1, 2):  # twice on the same machine, which is named once
+        stop(tmp_path, monkeypatch, small_model(), after=epoch, recipe=changed(epochs=4))
+    monkeypatch.setattr(runs.machine, "hardware", lambda: here)
+    card = runs.train(small_model(9), tiny(), changed(epochs=4), tmp_path)
+    assert card["hardware"] == here
+    assert card["machines"] == [
+        {"epoch": 1, "hardware": there, "versions": card["versions"]},
+        {"epoch": 3, "hardware": here, "versions": card["versions"]},
+    ]
+    assert compare.hardware(card) == "an accelerator; from epoch 3 on a processor, 2 cores"
+
+
+def test_what_the_machine_was_before_an_older_checkpoint_stays_unknown(interrupted, monkeypatch):
+    folder, _ = interrupted
+    for checkpoint in cards.checkpoints(folder):
+        record = json.loads((checkpoint / "progress.json").read_text())
+        del record["machines"]
+        (checkpoint / "progress.json").write_text(json.dumps(record))
+        (checkpoint / "sha256").write_text(runs._digest(checkpoint))
+    monkeypatch.setattr(runs.machine, "hardware", lambda: {"processor": "this", "cores": 2, "accelerators": []})
+    card = runs.train(small_model(9), tiny(), RECIPE, folder)
+    assert [part["epoch"] for part in card["machines"]] == [3]
+    assert compare.hardware(card) == "unknown; from epoch 3 on this, 2 cores"
 
 
 @pytest.fixture
@@ -458,6 +497,7 @@ ROWS = {name: [1.0] for name in (*cards.ROW, "side", "seconds")}
         ("progress.json", {"run": {"parameters": 5, "layers": 5}}),
         ("progress.json", {"history": {"loss": [1.0]}}),
         ("progress.json", {"history": ROWS | {"accuracy": []}}),
+        ("progress.json", {"machines": [{"epoch": 1}]}),
         *((name, of) for name in ("state.npz", "best.npz") for of in ("text", [np.array([{}], object)])),
         *(("best.npz", content) for content in ([], [np.zeros(3)])),
     ],
@@ -467,6 +507,30 @@ def test_a_checkpoint_with_a_right_digest_and_wrong_contents_is_refused(checkpoi
     model = small_model()
     with pytest.raises(cards.RunError, match=r"checkpoint-00001 isn't a checkpoint \(.*\): remove it\.$"):
         runs._resume(tmp_path, runs._identity(model, tiny(), RECIPE), model)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"history": {"loss": [float("nan")]}}, "history.loss.0 is nan, accepted: a finite number."),
+        ({"history": ROWS | {"accuracy": []}}, "the columns of its history have 0 and 1 epochs, accepted: the same."),
+        ({"history": ROWS, "best_epoch": 7}, "best_epoch is 7, accepted: 0 to 0."),
+        ({"history": {"loss": [1.0]}}, "its history lacks accuracy, seconds, side, val_accuracy, val_loss."),
+        ({"run": None}, "run is None, accepted: a valid dictionary."),
+    ],
+)
+def test_what_is_wrong_in_a_checkpoint_is_named(checkpoint, tmp_path, content, reason):
+    with_right_digest(checkpoint, tmp_path, "progress.json", content)
+    model = small_model()
+    with pytest.raises(cards.RunError, match=re.escape(f"checkpoint-00001 isn't a checkpoint ({reason[:-1]}): remove")):
+        runs._resume(tmp_path, runs._identity(model, tiny(), RECIPE), model)
+
+
+def test_what_only_begins_like_a_checkpoint_is_none(interrupted):
+    folder, expected = interrupted
+    (folder / "checkpoint-notes.txt").write_text("mine")
+    assert runs.train(small_model(9), tiny(), RECIPE, folder)["metrics"] == expected
+    assert (folder / "checkpoint-notes.txt").read_text() == "mine" and cards.finished(folder)
 
 
 def test_a_checkpoints_state_of_other_shapes_is_refused(checkpoint, tmp_path):
