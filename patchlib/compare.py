@@ -20,6 +20,7 @@ from patchlib.sources import load_arrays
 
 Groups = dict[tuple[str, str, str], list[dict]]
 NONE = "No run card says so yet."
+AGAIN = ", another seed"
 
 
 def load(folder: str | os.PathLike) -> list[dict]:
@@ -178,33 +179,65 @@ def luck(accuracies: list[float], kept: int, images: int, draws: int = 10_000) -
 
 
 def predictions(folder: str | os.PathLike) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-    """What networks said of the test images: {data set: {run: {"label", "predicted", "rank"}}}, of seed 0 alone.
+    """What networks said of the test images: {data set: {run: {"label", "predicted", "rank"}}}, of seeds 0 and 1.
 
-    The first two are names of classes where the card has them. A run's name is its network and tier. Of several with
-    one name it's that of the shortest folder's name, since what differs from the tier is said there.
+    The first two are names of classes where the card has them. A run's name is its network and tier, with "another
+    seed" behind them for seed 1. Of several with one name it's that of the shortest folder's name, since what differs
+    from the tier is said there.
     """
     found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     for path in sorted(cards.card_files(folder), key=lambda path: len(path.parent.name)):
         card, file = cards.load_card(path), path.parent / cards.PREDICTIONS
-        if path.name == cards.CARD and file.exists() and card["seed"] == 0:
+        if path.name == cards.CARD and file.exists() and card["seed"] in (0, 1):
             answers = load_arrays(file)
             if classes := card["dataset"].get("classes"):
                 answers |= {what: np.array(classes)[answers[what]] for what in ("label", "predicted")}
-            found.setdefault(card["dataset"]["name"], {}).setdefault(f"{cards.title(card)} {card['tier']}", answers)
+            name = f"{cards.title(card)} {card['tier']}" + card["seed"] * AGAIN
+            found.setdefault(card["dataset"]["name"], {}).setdefault(name, answers)
     return {name: dict(sorted(said.items())) for name, said in sorted(found.items())}
 
 
 def agreements(said: dict[str, dict[str, np.ndarray]], tier: str = "tuned") -> str:
-    """Whether the networks of a tier err on the same images, as a Markdown table; see ``evaluation.agreement``."""
+    """Whether the networks of a tier err on the same images, as a Markdown table; see ``evaluation.agreement``.
+
+    Each network stands beside itself with another seed, if there is one, and beside the others.
+    """
     counts = ["both right", "the first alone", "the second alone", "neither"]
     rows = []
-    for (first, one), (second, other) in itertools.combinations(_of_tier(said, tier).items(), 2):
+    for (first, one), (second, other) in _pairs(said, tier):
         *counted, kappa, most, p = evaluation.agreement(one["rank"], other["rank"]).values()
-        share = f"{kappa / most:.2f}" if most else "–"
         likely = f"{p:.1g}".replace("-", "−")  # at a hyphen a narrow table would break
-        rows.append([first, second, *(f"{n:,}" for n in counted), f"{kappa:.2f}", f"{most:.2f}", share, likely])
+        numbers = *(f"{n:,}" for n in counted), f"{kappa:.2f}", f"{most:.2f}", _share(one, other)
+        rows.append([first, second, *numbers, likely])
     columns = ["the first", "the second", *counts, "error consistency", "at most", "share of that", "p"]
     return markdown.table(columns, rows) if rows else NONE
+
+
+def consistency(said: dict[str, dict[str, np.ndarray]], tier: str) -> str:
+    """The error consistency of all networks of a tier as a share of the most it could be, as a Markdown table.
+
+    In the diagonal is that of a network and itself with another seed, if there is one.
+    """
+    networks, share = list(_of_tier(said, tier)), {}
+    for (first, one), (second, other) in _pairs(said, tier):
+        share[first, second.removesuffix(AGAIN)] = _share(one, other)
+    rows = [[a, *(share.get((a, b)) or share.get((b, a), "") for b in networks)] for a in networks]
+    return markdown.table(["", *networks], rows) if len(rows) > 1 else NONE
+
+
+def _pairs(said, tier):
+    """Two (network, answers) each: every network and itself with another seed, if there is one; then every two."""
+    networks = list(_of_tier(said, tier).items())
+    for name, answers in networks:
+        if other := said.get(f"{name} {tier}{AGAIN}"):
+            yield (name, answers), (name + AGAIN, other)
+    yield from itertools.combinations(networks, 2)
+
+
+def _share(one, other):
+    """The error consistency as a share of the most that two networks of these accuracies could have."""
+    found = evaluation.agreement(one["rank"], other["rank"])
+    return f"{found['kappa'] / found['most']:.2f}" if found["most"] else "–"
 
 
 def missed(said: dict[str, dict[str, np.ndarray]], tier: str = "tuned", most: int = 6) -> str:

@@ -138,6 +138,18 @@ def test_nothing_is_said_where_there_is_no_card(tmp_path):
     assert not compare.curves(groups) and not compare.costs(groups, tmp_path / "compare.json")
 
 
+def test_how_consistently_all_networks_of_a_tier_err_is_a_square(tmp_path):
+    ranks = {"vit_fast": [0, 0, 2, 1], "cct_fast": [0, 3, 0, 1], "cct_fast_1": [0, 3, 2, 1], "fnet_fast": [0, 0, 2, 1]}
+    (networks,) = said(tmp_path, **ranks, fnet_fast_2=[0] * 4).values()
+    # Kappa of CCT and its other seed by hand: (3/4 - 1/2) / (1 - 1/2), where (3/4 - 1/2) / (1 - 1/2) is possible.
+    assert rows(compare.consistency(networks, "fast")) == [
+        ["CCT", "1.00", "0.00", "0.00"],
+        ["FNet", "0.00", "", "1.00"],
+        ["ViT", "0.00", "1.00", ""],
+    ]
+    assert compare.consistency(networks, "tuned") == compare.NONE
+
+
 def said(tmp_path, **ranks):
     for name, rank in ranks.items():
         (tmp_path / name).mkdir()
@@ -155,8 +167,12 @@ def said(tmp_path, **ranks):
 def test_which_networks_err_together_and_what_all_get_wrong(tmp_path):
     found = said(tmp_path, vit_tuned=[0, 0, 2, 1], cct_tuned=[0, 3, 0, 1], cct_tuned_1=[0] * 4, cct_fast=[0] * 4)
     (networks,) = found.values()
-    assert list(found) == ["cifar10"] and list(networks) == ["CCT fast", "CCT tuned", "ViT tuned"]
-    assert rows(compare.agreements(networks)) == [["CCT", "ViT", "1", "1", "1", "1", "0.00", "1.00", "0.00", "1"]]
+    assert list(found) == ["cifar10"]
+    assert list(networks) == ["CCT fast", "CCT tuned", "CCT tuned, another seed", "ViT tuned"]
+    assert rows(compare.agreements(networks)) == [
+        ["CCT", "CCT, another seed", "2", "0", "2", "0", "0.00", "0.00", "–", "0.5"],
+        ["CCT", "ViT", "1", "1", "1", "1", "0.00", "1.00", "0.00", "1"],
+    ]
     assert compare.agreements(networks, "baseline") == compare.NONE
     text, _, listed = compare.missed(networks).partition("\n\n")
     assert text.startswith("1 images, where 1 would be expected") and "; 1 of them all take" in text

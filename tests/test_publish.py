@@ -169,21 +169,34 @@ def test_the_overview_has_means_over_seeds_and_no_run_that_differs_from_its_tier
     assert row == "| CCT | CIFAR-10 | 77.61 | 30 |  | 80.50 ± 0.71 (2) | 5 | 10.0% |  |  | 283,723 |"
 
 
-def test_the_headline_is_the_smallest_and_the_largest_gain():
+def test_the_headline_is_the_smallest_and_the_largest_gain_and_says_who_trained_for_longer():
     found = [
         of_tier("cct", "tuned", test=0.8361),
         of_tier("cct", "tuned", 1, 0.8161),
         of_tier("gmlp", "fast", test=0.1),
     ]
     found += [of_tier("fnet", "tuned", test=0.4763), of_tier("fnet", "tuned", epochs=3, test=0.9)]
-    assert " add 1.0 to 5.0 points" in publish.headline(found, EXAMPLES)
+    text = publish.headline(found, EXAMPLES)
+    assert " add 1.0 to 5.0 points" in text and text.endswith(" in as many epochs.")
+    found.append(of_tier("convmixer", "tuned", test=0.8669))
+    assert publish.headline(found, EXAMPLES).endswith(" in as many epochs but for ConvMixer (25 instead of 10).")
 
 
-def test_what_falls_short_of_its_example_is_said():
+def test_how_far_baselines_are_from_their_examples_and_what_else_falls_short_is_said():
     found = [
         of_tier("cct", "baseline", test=0.7661),
-        of_tier("cct", "fast", test=0.78),
+        of_tier("convmixer", "baseline", test=0.8569),
         of_tier("vit", "fast", test=0.1),
+        of_tier("cct", "fast", test=0.78),
     ]
-    assert publish.shortfall(found, EXAMPLES) == "Points short of the example: CCT's `baseline` by 1.0."
-    assert publish.shortfall(found[1:], EXAMPLES) == "No tier falls short of its example."
+    text = publish.distances(found, EXAMPLES)
+    assert text.endswith(": ConvMixer +2.0, CCT −1.0. Every `fast` and `tuned` is above it.")
+    assert publish.distances([*found, of_tier("fnet", "fast", test=0.4563)], EXAMPLES).endswith(
+        "Short of it: FNet's `fast` by 1.0."
+    )
+
+
+def test_a_tier_on_other_data_is_no_row_of_the_overview():
+    found = [of_tier("cct", "fast", test=0.8), of_tier("cct", "fast", dataset="cifar100", test=0.1)]
+    found[1]["dataset"] = found[1]["dataset"] | {"name": "cifar100"}
+    assert "| CCT | CIFAR-10 | 77.61 | 30 |  | 80.00 (1) |" in publish.overview(found, EXAMPLES, {})

@@ -125,13 +125,13 @@ def compare(architectures, rounds):
     for architecture in architectures:
         print(f"{architecture} ...", file=sys.stderr)
         with ExitStack() as stack:
-            start = {
-                "example": example(architecture),
+            start = {"example": example(architecture)} if architecture in EXAMPLES else {}
+            start |= {
                 "baseline": tier(architecture, "baseline"),
                 "tuned, float32": tier(architecture, "tuned", {"precision": "float32"}),
                 "tuned": tier(architecture, "tuned"),
             }
-            for name, form in PYTORCH_FORMS.items() if PYTORCH.exists() else ():
+            for name, form in PYTORCH_FORMS.items() if PYTORCH.exists() and architecture in EXAMPLES else ():
                 start[name] = pytorch(architecture, **form)
             contenders = {name: stack.enter_context(process) for name, process in start.items()}
             rows = take_turns(contenders, ["train"], rounds)
@@ -254,9 +254,12 @@ def summary(compared):
     for architecture, result in compared.items():
         step = {name: row["train"]["median"] for name, row in result["contenders"].items()}
         best = min((seconds for name, seconds in step.items() if name in PYTORCH_FORMS), default=None)
-        times = [step["example"], best, step["baseline"], step["tuned, float32"], step["tuned"]]
+        reference = step.get("example")
+        times = [reference, best, step["baseline"], step["tuned, float32"], step["tuned"]]
         cells = [f"{1000 * seconds:,.0f}" if seconds else "" for seconds in times]
-        rows.append([ARCHITECTURES[architecture].title, *cells, f"{step['example'] / step['tuned']:.1f}"])
+        rows.append(
+            [ARCHITECTURES[architecture].title, *cells, f"{reference / step['tuned']:.1f}" if reference else ""]
+        )
     columns = ["", "example, ms", "PyTorch's best form, ms", "baseline, ms", "tuned in float32, ms", "tuned, ms"]
     return markdown.table([*columns, "times as fast as the example"], rows)
 
@@ -264,10 +267,11 @@ def summary(compared):
 def _report_compare(compared):
     rows, floors = [], []
     for architecture, result in compared.items():
-        reference = result["contenders"]["example"]["train"]["median"]
+        reference = result["contenders"].get("example")
         for name, row in result["contenders"].items():
             step, (low, high) = row["train"]["median"], row["train"]["quartiles"]
-            times = [f"{1000 * seconds:,.0f}" for seconds in (step, low, high)] + [f"{reference / step:.2f}"]
+            times = [f"{1000 * seconds:,.0f}" for seconds in (step, low, high)]
+            times.append(f"{reference['train']['median'] / step:.2f}" if reference else "")
             rows.append([architecture, name, *times, f"{row['memory'] / 1e6:,.0f}"])
         floor, step = result["floor"], result["contenders"]["tuned"]["train"]["median"]
         most = ", ".join(f"{kind} {ms:,.0f}" for kind, ms in list(result["profile"].items())[:6])
@@ -367,14 +371,14 @@ def main():
     parser = argparse.ArgumentParser(description="Speed beside the published examples, and PyTorch.")
     kinds = ("compare", "time_to_accuracy", "start_up", "feed", "operations", "growth")
     parser.add_argument("what", nargs="*", default=["compare"], metavar="WHAT", help=f"{', '.join(kinds)} (compare)")
-    parser.add_argument("--architectures", nargs="+", default=list(EXAMPLES), choices=EXAMPLES)
+    parser.add_argument("--architectures", nargs="+", default=list(ARCHITECTURES), choices=ARCHITECTURES)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="threads of feed")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     asked = parser.parse_args()
     measure = {
         "compare": lambda: compare(asked.architectures, asked.rounds),
-        "time_to_accuracy": lambda: time_to_accuracy(asked.architectures, asked.rounds),
+        "time_to_accuracy": lambda: time_to_accuracy([a for a in asked.architectures if a in EXAMPLES], asked.rounds),
         "start_up": lambda: start_up(asked.rounds),
         "feed": lambda: feed(asked.architectures, asked.workers),
         "operations": lambda: operations(asked.rounds),

@@ -36,7 +36,7 @@ class Contender:
     def __init__(self, architecture: str, parameters: dict, original: bool = False, images: int = 512):
         keras.utils.set_random_seed(parameters["seed"])
         self.p = _SCHEMAS[architecture](**parameters)
-        self.data = _random_data(images, self.p.image_size or 32, 10 if architecture in ("convmixer", "cct") else 100)
+        self.data = _random_data(images, self.p.image_size or 32, {"cifar10": 10, "cifar100": 100}[self.p.dataset])
         train, classes = self.data.train, self.data.num_classes
         self.original, self.epoch = original, 0
         if original:

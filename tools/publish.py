@@ -146,15 +146,15 @@ def overview(found, examples, timed):
     rows = []
     for architecture in ARCHITECTURES:
         example, time = examples.get(architecture), timed.get(architecture)
-        row = [f"{100 * example['accuracy']:.2f}", example["values"]["epochs"]] if example else ["", ""]
+        epochs, reached = {"baseline": example["values"]["epochs"] if example else ""}, {}
         for tier in ("baseline", "fast", "tuned"):
-            group = [c for c in found if (c["architecture"], c["tier"]) == (architecture, tier) and not settings(c)]
+            group = [card for card in _usual(found, tier) if card["architecture"] == architecture]
             accuracies = [100 * card["metrics"]["test_accuracy"] for card in group]
-            row.append(f"{cards.mean_and_spread(accuracies)} ({len(group)})" if group else "")
-            if tier != "baseline":
-                row.append(group[0]["parameters"]["epochs"] if group else "")
-            if tier == "fast":
-                row.append(f"{time['fast'] / time['example']:.1%}" if time else "")
+            reached[tier] = f"{cards.mean_and_spread(accuracies)} ({len(group)})" if group else ""
+            epochs[tier] = group[0]["parameters"]["epochs"] if group else epochs.get(tier, "")
+        row = [f"{100 * example['accuracy']:.2f}" if example else "", epochs["baseline"], reached["baseline"]]
+        row += [reached["fast"], epochs["fast"], f"{time['fast'] / time['example']:.1%}" if time else ""]
+        row += [reached["tuned"], epochs["tuned"]]
         sizes = [c["model"]["parameters"] for c in found if (c["architecture"], c["tier"]) == (architecture, "tuned")]
         data = _data(found, architecture)
         rows.append([ARCHITECTURES[architecture].title, data, *row, f"{max(sizes):,}" if sizes else ""])
@@ -162,38 +162,54 @@ def overview(found, examples, timed):
 
 
 def _data(found, architecture):
-    """The data sets of an architecture's cards, as their authors write them."""
-    names = sorted({card["dataset"]["name"] for card in found if card["architecture"] == architecture})
+    """The data sets of an architecture's tiers, as their authors write them."""
+    of_tiers = [card for card in found if card["architecture"] == architecture and "dataset" not in settings(card)]
+    names = sorted({card["dataset"]["name"] for card in of_tiers})
     return ", ".join(name.replace("cifar", "CIFAR-") for name in names)
 
 
 def headline(found, examples):
-    """What the tuned tiers bring, in a sentence; ``examples`` as in ``overview``."""
-    gains = _gains(found, examples, "tuned").values()
-    least, most = min(gains), max(gains)
+    """What the tuned tiers bring, and in how many epochs, in a sentence; ``examples`` as in ``overview``."""
+    gains = _gains(found, examples, "tuned")
+    least, most = min(gains.values()), max(gains.values())
+    longer = [
+        f"{ARCHITECTURES[name].title} ({asked} instead of {examples[name]['values']['epochs']})"
+        for name, asked in {c["architecture"]: c["parameters"]["epochs"] for c in _usual(found, "tuned")}.items()
+        if name in gains and asked != examples[name]["values"]["epochs"]
+    ]
+    but = f" but for {', '.join(longer)}" if longer else ""
     return (
-        f"At no more parameters, the tuned recipes add {least:.1f} to {most:.1f} points to what the examples publish."
+        f"At no more parameters, the tuned recipes add {least:.1f} to {most:.1f} points to what the examples publish, "
+        f"in as many epochs{but}."
     )
 
 
-def shortfall(found, examples):
-    """Which tiers don't reach what the examples publish, in a sentence."""
+def distances(found, examples):
+    """How far the baselines are from what the examples publish, and which other tier doesn't reach it, in sentences."""
+    gains = _gains(found, examples, "baseline").items()
+    apart = ", ".join(f"{ARCHITECTURES[name].title} {gain:+.1f}".replace("-", "−") for name, gain in gains)
     short = [
-        f"{ARCHITECTURES[architecture].title}'s `{tier}` by {-gain:.1f}"
-        for tier in ("baseline", "fast", "tuned")
-        for architecture, gain in _gains(found, examples, tier).items()
+        f"{ARCHITECTURES[name].title}'s `{tier}` by {-gain:.1f}"
+        for tier in ("fast", "tuned")
+        for name, gain in _gains(found, examples, tier).items()
         if gain < 0
     ]
-    return f"Points short of the example: {', '.join(short)}." if short else "No tier falls short of its example."
+    others = f"Short of it: {', '.join(short)}." if short else "Every `fast` and `tuned` is above it."
+    return f"The baselines' distances from the examples, in points: {apart}. {others}"
 
 
 def _gains(found, examples, tier):
     """{architecture: points that its runs of a tier, as its file has it, gain on the example on average}."""
     accuracies = {architecture: [] for architecture in examples}
-    for card in found:
-        if card["tier"] == tier and card["architecture"] in examples and not settings(card):
+    for card in _usual(found, tier):
+        if card["architecture"] in examples:
             accuracies[card["architecture"]].append(card["metrics"]["test_accuracy"])
     return {name: 100 * (np.mean(group) - examples[name]["accuracy"]) for name, group in accuracies.items() if group}
+
+
+def _usual(found, tier):
+    """The cards of a tier as its files have it."""
+    return [card for card in found if card["tier"] == tier and not settings(card)]
 
 
 def listed(found):

@@ -53,11 +53,11 @@ def readme(text: str) -> str:
     found, timed = cards.load_cards(ROOT / "results"), _measured("time_to_accuracy")
     text = _with_table(text, "## Results", publish.overview(found, bench.EXAMPLES, timed))
     text = _with_table(text, "**Every published accuracy", bench.accuracy_summary(timed))
-    headline, shortfall = (say(found, bench.EXAMPLES) for say in (publish.headline, publish.shortfall))
+    headline, distances = (say(found, bench.EXAMPLES) for say in (publish.headline, publish.distances))
     above, table, below, rest = re.fullmatch(
         r"(.*## Results\n\n).*?\n\n(\|.*?\|\n\n).*?(Test accuracy, .*?)(\n\n.*)", text, re.DOTALL
     ).groups()
-    below = textwrap.fill(f"{shortfall} {' '.join(below.split())}", 120, break_on_hyphens=False, break_long_words=False)
+    below = textwrap.fill(f"{distances} {' '.join(below.split())}", 120, break_on_hyphens=False, break_long_words=False)
     return f"{above}{headline}\n\n{table}{below}{rest}"
 
 
