@@ -52,6 +52,7 @@ def full_runs(card: dict, folder: str | os.PathLike = networks.RESULTS) -> Figur
     """Show the full runs of a card's architecture as a table, their ablations if there are any, and their curves.
 
     They are the run cards below ``folder``. For a run on one's own data, or where there are none yet, it's that run.
+    The curves are of the data on which most tiers ran.
     """
     from IPython.display import Markdown, display  # here, because without Jupyter it needn't be installed
 
@@ -62,7 +63,10 @@ def full_runs(card: dict, folder: str | os.PathLike = networks.RESULTS) -> Figur
     changes = compare.ingredients(groups)
     if changes != compare.NONE:
         display(Markdown(changes))
-    return plots.bands(compare.curves(groups), "epoch", "validation accuracy, %")
+    curves = compare.curves(groups)
+    most = max(map(len, curves.values()))
+    curves = {data: tiers for data, tiers in curves.items() if len(tiers) == most}
+    return plots.bands(curves, "epoch", "validation accuracy, %")
 
 
 def drawn(model: keras.Model, data: Data, parameters: RunParameters) -> tuple[dict[str, keras.Model], np.ndarray]:

@@ -87,6 +87,17 @@ def test_full_runs_are_the_architectures_own_and_of_own_data_the_run_itself(tmp_
     assert "pad 0 → 4" in shown[3]
 
 
+def test_the_curves_of_full_runs_are_of_the_data_on_which_most_tiers_ran(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda output: shown.append(output.data))
+    elsewhere = card(0.3, tier="fast")
+    elsewhere["dataset"] |= {"name": "cifar100"}
+    write(tmp_path, a=card(0.7), b=card(0.6, tier="fast"), c=elsewhere)
+    figure = notebook.full_runs(card(0.5) | {"dataset": card()["dataset"] | {"name": "digits"}}, tmp_path)
+    assert "cifar100" in shown[0] and [ax.get_title() for ax in figure.axes] == ["fast", "tuned"]
+    assert figure.axes[0].get_ylabel().startswith("cifar10,")
+
+
 def test_the_published_network_is_drawn_after_the_smoke_run_alone(finished, tmp_path, monkeypatch):
     model, _, _, folder = finished
     (tmp_path / "convmixer-cifar10.keras").write_bytes((folder / "model.keras").read_bytes())
