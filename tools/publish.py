@@ -238,8 +238,11 @@ networks agree can be counted without running anything.
 `weights/` has one trained network for each architecture, as `patchlib.load_model("cct-cifar10")` loads it, with a model
 card. All of this is what `python tools/publish.py runs/full` took from the runs of `make full`; `full.txt` has
 them, the arguments of a `patchlib run` in each line. Seconds in these cards were counted while the machine did other
-things: `make bench` measures speed. A run that was interrupted names the machine on which it ended; ViT's tuned one and
-the second seed of gMLP's baseline were begun on an accelerator, and ViT's baseline ended on one.
+things: `make bench` measures speed. Where a tier says `precision: auto`, the card's `dtype_policy` says what it was.
+
+A run that went on elsewhere names the machines that took part; older cards name the last one alone. Unknown, or unnamed
+there, is an accelerator, on which these were begun: ViT's tuned runs and the second one of its baselines, the third of
+CCT's tuned, the second of MLP-Mixer's tuned, and the second of gMLP's baselines. ViT's first baseline ended on one.
 """
 
 _MODEL_CARD = """---
