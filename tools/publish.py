@@ -173,28 +173,25 @@ def headline(found, examples):
     gains = _gains(found, examples, "tuned")
     least, most = min(gains.values()), max(gains.values())
     longer = [
-        f"{ARCHITECTURES[name].title} ({asked} instead of {examples[name]['values']['epochs']})"
+        f"{ARCHITECTURES[name].title} in {asked} epochs, not {examples[name]['values']['epochs']}"
         for name, asked in {c["architecture"]: c["parameters"]["epochs"] for c in _usual(found, "tuned")}.items()
         if name in gains and asked != examples[name]["values"]["epochs"]
     ]
-    but = f" but for {', '.join(longer)}" if longer else ""
-    return (
-        f"At no more parameters, the tuned recipes add {least:.1f} to {most:.1f} points to what the examples publish, "
-        f"in as many epochs{but}."
-    )
+    but = f" ({'; '.join(longer)})" if longer else ""
+    return f"At no more parameters, tuned recipes add {least:.1f} to {most:.1f} points to the examples{but}."
 
 
 def distances(found, examples):
     """How far the baselines are from what the examples publish, and which other tier doesn't reach it, in sentences."""
     gains = _gains(found, examples, "baseline").items()
-    apart = ", ".join(f"{ARCHITECTURES[name].title} {gain:+.1f}".replace("-", "−") for name, gain in gains)
+    apart = ", ".join(f"{ARCHITECTURES[name].title} {f'{gain:+.1f}'.replace('-', '−')}" for name, gain in gains)
     short = [
         f"{ARCHITECTURES[name].title}'s `{tier}` by {-gain:.1f}"
         for tier in ("fast", "tuned")
         for name, gain in _gains(found, examples, tier).items()
         if gain < 0
     ]
-    others = f"Short of it: {', '.join(short)}." if short else "Every `fast` and `tuned` is above it."
+    others = f"Short of theirs: {', '.join(short)}." if short else "Every `fast` and `tuned` is above its example."
     return f"The baselines' distances from the examples, in points: {apart}. {others}"
 
 

@@ -57,7 +57,10 @@ def readme(text: str) -> str:
     above, table, below, rest = re.fullmatch(
         r"(.*## Results\n\n).*?\n\n(\|.*?\|\n\n).*?(Test accuracy, .*?)(\n\n.*)", text, re.DOTALL
     ).groups()
-    below = textwrap.fill(f"{distances} {' '.join(below.split())}", 120, break_on_hyphens=False, break_long_words=False)
+    headline, below = (
+        textwrap.fill(text, 120, break_on_hyphens=False, break_long_words=False)
+        for text in (headline, f"{distances} {' '.join(below.split())}")
+    )
     return f"{above}{headline}\n\n{table}{below}{rest}"
 
 
