@@ -189,8 +189,9 @@ class _Report:
 
     def __init__(self, todo, outcomes):
         self.outcomes, self.total = outcomes, len(todo) + len(outcomes)
-        self.epochs = {run: _epochs(cards.progress(run.folder)) for run in todo}  # done and reported
-        self.notes = {run: cards.progress(run.folder).get("notes", []) for run in todo}  # said
+        reached = {run: cards.progress(run.folder) for run in todo}
+        self.epochs = {run: _epochs(record) for run, record in reached.items()}  # done and reported
+        self.notes = {run: record.get("notes", []) for run, record in reached.items()}  # said
         if outcomes:
             print(f"{len(outcomes)} of {self.total} finished before", file=sys.stderr)
         self.bar = tqdm(

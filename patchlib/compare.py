@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +198,11 @@ def predictions(folder: str | os.PathLike) -> dict[str, dict[str, dict[str, np.n
     return {name: dict(sorted(said.items())) for name, said in sorted(found.items())}
 
 
+def each(said: dict[str, dict], say: Callable[[dict], str]) -> str:
+    """What ``say`` has to say of each data set in ``predictions``, below its name, as Markdown."""
+    return "\n\n".join(f"**{dataset}**\n\n{say(answers)}" for dataset, answers in said.items()) or NONE
+
+
 def agreements(said: dict[str, dict[str, np.ndarray]], tier: str = "tuned") -> str:
     """Whether the networks of a tier err on the same images, as a Markdown table; see ``evaluation.agreement``.
 
@@ -207,7 +213,7 @@ def agreements(said: dict[str, dict[str, np.ndarray]], tier: str = "tuned") -> s
     for (first, one), (second, other) in _pairs(said, tier):
         *counted, kappa, most, p = evaluation.agreement(one["rank"], other["rank"]).values()
         likely = f"{p:.1g}".replace("-", "−")  # at a hyphen a narrow table would break
-        numbers = *(f"{n:,}" for n in counted), f"{kappa:.2f}", f"{most:.2f}", _share(one, other)
+        numbers = *(f"{n:,}" for n in counted), f"{kappa:.2f}", f"{most:.2f}", _share(kappa, most)
         rows.append([first, second, *numbers, likely])
     columns = ["the first", "the second", *counts, "error consistency", "at most", "share of that", "p"]
     return markdown.table(columns, rows) if rows else NONE
@@ -220,7 +226,8 @@ def consistency(said: dict[str, dict[str, np.ndarray]], tier: str) -> str:
     """
     networks, share = list(_of_tier(said, tier)), {}
     for (first, one), (second, other) in _pairs(said, tier):
-        share[first, second.removesuffix(AGAIN)] = _share(one, other)
+        *_, kappa, most, _ = evaluation.agreement(one["rank"], other["rank"]).values()
+        share[first, second.removesuffix(AGAIN)] = _share(kappa, most)
     rows = [[a, *(share.get((a, b)) or share.get((b, a), "") for b in networks)] for a in networks]
     return markdown.table(["", *networks], rows) if len(rows) > 1 else NONE
 
@@ -234,10 +241,8 @@ def _pairs(said, tier):
     yield from itertools.combinations(networks, 2)
 
 
-def _share(one, other):
-    """The error consistency as a share of the most that two networks of these accuracies could have."""
-    found = evaluation.agreement(one["rank"], other["rank"])
-    return f"{found['kappa'] / found['most']:.2f}" if found["most"] else "–"
+def _share(kappa, most):
+    return f"{kappa / most:.2f}" if most else "–"
 
 
 def missed(said: dict[str, dict[str, np.ndarray]], tier: str = "tuned", most: int = 6) -> str:

@@ -230,9 +230,9 @@ def _card(model, data, recipe, identity, progress, started, machines, logits):
             "seconds_per_epoch": float(np.median(steady)),
             "images_per_second": len(data.train) / float(np.median(steady)),
         },
-        # Of the machine on which the run ended; all that took part, and from which epoch on, are below.
-        "hardware": machine.hardware(),
-        "versions": machine.versions(),
+        # The machine on which the run ended, and all that took part, each from its epoch on.
+        "hardware": machines[-1]["hardware"],
+        "versions": machines[-1]["versions"],
         "machines": machines,
         "command": _command(identity),
         "started": started,
@@ -348,10 +348,9 @@ def _resume(folder, identity, model):
         if not changed and [array.shape for array in progress.best_weights] != [w.shape for w in model.weights]:
             raise ValueError(f"{_BEST} has weights of other shapes than the model")
         started = record["started"]
-    except KeyError as error:
-        raise RunError(f"{newest} isn't a checkpoint ({error.args[0]} is missing): remove it.") from error
     except Exception as error:  # whoever wrote it can have written nearly anything
-        raise RunError(f"{newest} isn't a checkpoint ({brief(error)}): remove it.") from error
+        wrong = f"{error.args[0]} is missing" if isinstance(error, KeyError) else brief(error)
+        raise RunError(f"{newest} isn't a checkpoint ({wrong}): remove it.") from error
     if changed:
         raise RunError(f"{folder} holds another run, interrupted ({changed}): choose another run_dir, or remove it.")
     return progress, started, record.get("machines", []), remarks

@@ -428,8 +428,7 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before_it(interrupted, capsys,
     folder, expected = interrupted
     damage(folder / "checkpoint-00002")
     card = runs.train(small_model(9), tiny(), RECIPE, folder)
-    remark = "checkpoint-00002 is broken: going on from checkpoint-00001"
-    assert remark in capsys.readouterr().out
+    assert "checkpoint-00002 is broken: going on from checkpoint-00001" in capsys.readouterr().out
     assert card["metrics"] == expected and names(folder) == ["model.keras", "predictions.npz", "run.json"]
 
 
@@ -517,6 +516,7 @@ def test_a_checkpoint_with_a_right_digest_and_wrong_contents_is_refused(checkpoi
         ({"history": ROWS, "best_epoch": 7}, "best_epoch is 7, accepted: 0 to 0."),
         ({"history": {"loss": [1.0]}}, "its history lacks accuracy, seconds, side, val_accuracy, val_loss."),
         ({"run": None}, "run is None, accepted: a valid dictionary."),
+        ("{}", "run is missing."),
     ],
 )
 def test_what_is_wrong_in_a_checkpoint_is_named(checkpoint, tmp_path, content, reason):
