@@ -198,9 +198,9 @@ def predictions(folder: str | os.PathLike) -> dict[str, dict[str, dict[str, np.n
     return {name: dict(sorted(said.items())) for name, said in sorted(found.items())}
 
 
-def each(said: dict[str, dict], say: Callable[[dict], str]) -> str:
+def each(said: dict[str, dict], say: Callable[..., str], *arguments: str) -> str:
     """What ``say`` has to say of each data set in ``predictions``, below its name, as Markdown."""
-    return "\n\n".join(f"**{dataset}**\n\n{say(answers)}" for dataset, answers in said.items()) or NONE
+    return "\n\n".join(f"**{dataset}**\n\n{say(answers, *arguments)}" for dataset, answers in said.items()) or NONE
 
 
 def agreements(said: dict[str, dict[str, np.ndarray]], tier: str = "tuned") -> str:

@@ -148,7 +148,8 @@ def test_how_consistently_all_networks_of_a_tier_err_is_a_square(tmp_path):
         ["ViT", "0.00", "1.00", ""],
     ]
     assert compare.consistency(networks, "tuned") == compare.NONE
-    assert compare.each({"a": {}, "b": {}}, lambda answers: f"{answers}") == "**a**\n\n{}\n\n**b**\n\n{}"
+    text = compare.each({"a": {1: 2}, "b": {}}, lambda answers, tier: f"{answers} {tier}", "fast")
+    assert text == "**a**\n\n{1: 2} fast\n\n**b**\n\n{} fast"
     assert compare.each({}, compare.missed) == compare.NONE
 
 
