@@ -239,7 +239,11 @@ things: `make bench` measures speed. Where a tier says `precision: auto`, the ca
 
 A run that went on elsewhere names the machines that took part; older cards name the last one alone. Unknown, or unnamed
 there, is an accelerator, on which these were begun: ViT's tuned runs and the second one of its baselines, the third of
-CCT's tuned, the second of MLP-Mixer's tuned, and the second of gMLP's baselines. ViT's first baseline ended on one.
+CCT's tuned, the second of MLP-Mixer's, FNet's and gMLP's tuned, and the second of gMLP's baselines. ViT's first
+baseline ended on one.
+
+gMLP's `fast` with seeds 0 to 2 were trained again, whatever came of it, when the gradient of its gate was put right
+(see the changelog). The cards from before are in the repository's history.
 """
 
 _MODEL_CARD = """---
