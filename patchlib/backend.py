@@ -6,6 +6,7 @@ Modules and notebooks import it from here. Errors come as always.
 import contextlib
 import os
 import sys
+import warnings
 
 
 @contextlib.contextmanager
@@ -39,3 +40,21 @@ with quiet():
         tf.config.list_physical_devices()  # looks for a GPU's driver, and complains where there's none
 
 ops = keras.ops
+
+
+def onednn() -> bool:
+    """Whether TensorFlow computes with oneDNN's operations, which it decides when it's imported."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    from tensorflow.python.util import _pywrap_util_port
+
+    return _pywrap_util_port.IsMklEnabled()
+
+
+if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "1" and keras.backend.backend() == "tensorflow" and not onednn():
+    warnings.warn(
+        "TensorFlow was imported before patchlib and computes without oneDNN, up to three times as slowly: import "
+        "patchlib before keras, or set TF_ENABLE_ONEDNN_OPTS=1 in the environment.",
+        RuntimeWarning,
+        stacklevel=2,
+    )

@@ -87,7 +87,7 @@ def execute(
         with filelock.FileLock(folder / ".lock"):
             finished = cards.finished(folder)
         if not finished:
-            unfinished.write_text(source)
+            unfinished.write_text(source, encoding="utf-8")
             try:
                 papermill.execute_notebook(
                     unfinished,
@@ -99,8 +99,8 @@ def execute(
                     resources={"metadata": {"path": str(cwd)}},  # papermill's cwd would move this whole process
                 )
                 files.settle(unfinished, executed)
-                digests = cards.sums(folder, [executed.name, *LEFT])
-                files.put(folder / cards.SUMS, lambda path: path.write_text("".join(f"{line}\n" for line in digests)))
+                digests = "".join(f"{line}\n" for line in cards.sums(folder, [executed.name, *LEFT]))
+                files.put(folder / cards.SUMS, lambda path: path.write_text(digests, encoding="utf-8"))
                 for checkpoint in cards.checkpoints(folder):
                     files.discard_folder(checkpoint)
             except papermill.PapermillExecutionError as failure:
@@ -288,7 +288,7 @@ def _submit(client, runs, local, timeout):
     ended: queue.SimpleQueue[Run] = queue.SimpleQueue()
     futures, batch = {}, f"patchlib-{uuid.uuid4().hex}"
     for run in runs:
-        source, values = run.notebook.read_text(), run.parameters.model_dump(exclude={"run_dir"})
+        source, values = run.notebook.read_text(encoding="utf-8"), run.parameters.model_dump(exclude={"run_dir"})
         name = f"{run.folder.name}-{cards.digest(source + json.dumps(values))}"
         place = (str(run.folder), str(run.notebook.parent)) if local else None
         arguments = source, run.notebook.stem, values, name, place, timeout

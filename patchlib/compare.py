@@ -73,7 +73,7 @@ def costs(groups: Groups, file: str | os.PathLike) -> dict[str, dict[str, list]]
         those that ``make bench`` put into ``file``.
     """
     panels: dict[str, dict[str, list]] = {}
-    measured = json.loads(Path(file).read_text())["compare"] if Path(file).exists() else {}
+    measured = json.loads(Path(file).read_text(encoding="utf-8"))["compare"] if Path(file).exists() else {}
     for (network, tier, where), group in groups.items():
         step = measured.get(group[0]["architecture"], {}).get("contenders", {}).get(tier)
         found = {

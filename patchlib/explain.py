@@ -65,17 +65,58 @@ def reach(model: keras.Model, image, step: float = 1.0) -> dict[str, np.ndarray]
         step: by how much the pixels of the middle patch change.
 
     Returns:
-        {layer's name: float32 (rows, columns), the length of the change of each position's vector}.
+        {layer's name: float32 (rows, columns), the length of the change of each position's vector}. Where it can't have
+        come it's 0, or as small as rounding is.
     """
-    names = ["stem", *(layer.name for layer in model.layers if layer.name.startswith("block_"))]
-    size = model.get_layer("stem").patch_size
+    names = ["stem", *_blocks(model)]
     changed = np.array(image, "float32")
-    top, left = (side // 2 // size * size for side in changed.shape[:2])
-    changed[top : top + size, left : left + size] += step
+    changed[_middle(model, changed.shape)] += step
     with surgery.exactly(model) as model:
-        found = surgery.intermediates(model)(np.stack([np.array(image, "float32"), changed]))
-        before, after = ({name: keras.ops.convert_to_numpy(found[name])[n] for name in names} for n in (0, 1))
-    return {name: np.linalg.norm(after[name] - before[name], axis=-1) for name in names}
+        # One by one: two images of a batch may be rounded differently where they are the same.
+        before, after = (surgery.intermediates(model)(pixels[None]) for pixels in (np.array(image, "float32"), changed))
+    return {name: np.linalg.norm(_array(after[name] - before[name])[0], axis=-1) for name in names}
+
+
+def reached(model: keras.Model, image) -> dict[str, np.ndarray]:
+    """Which positions the middle patch can reach by the stem and by each block, however small its part in them.
+
+    Layer by layer, the input of every position that was reached by then is changed by a hundred times its deviation. An
+    output is reached if it changes by more than a hundred thousandth of the longest one, some hundred roundings: one
+    change alone, followed through all layers, would be lost in them.
+
+    Args:
+        model: one of ``patchlib.models`` whose blocks keep a grid (rows, columns) of positions.
+        image: (height, width, channels), 0 to 255.
+
+    Returns:
+        {layer's name: bool (rows, columns)}.
+    """
+    found, rng = {}, np.random.default_rng(0)
+    with surgery.exactly(model) as model:
+        inputs = {name: model.get_layer(name).input for name in ["stem", *_blocks(model)]}
+        there = np.zeros(model.input_shape[1:3], bool)
+        there[_middle(model, there.shape)] = True
+        for name, x in keras.Model(model.inputs[0], inputs)(np.array(image, "float32")[None]).items():
+            x, layer = _array(x), model.get_layer(name)
+            change = 100 * (x.std() or 1) * rng.normal(size=x.shape) * there[..., None]
+            before, after = (_array(layer(pixels.astype("float32"), training=False))[0] for pixels in (x, x + change))
+            lengths = np.linalg.norm(before, axis=-1)
+            found[name] = there = np.linalg.norm(after - before, axis=-1) > 1e-5 * lengths.max()
+    return found
+
+
+def _blocks(model):
+    return [layer.name for layer in model.layers if layer.name.startswith("block_")]
+
+
+def _middle(model, shape):
+    """The pixels of the middle patch, of images of this shape."""
+    size = model.get_layer("stem").patch_size
+    return tuple(slice(side // 2 // size * size, (side // 2 // size + 1) * size) for side in shape[:2])
+
+
+def _array(x):
+    return keras.ops.convert_to_numpy(x).astype("float32")
 
 
 def lesions(model: keras.Model) -> dict[str, tuple[str, ...]]:
@@ -84,7 +125,7 @@ def lesions(model: keras.Model) -> dict[str, tuple[str, ...]]:
     In each block, and in all at once, that's what lets positions meet; of FNet, whose transform has no weights, each
     block's MLP. Then the position embedding and the vote of sequence pooling, where there are such.
     """
-    blocks = [layer for layer in model.layers if layer.name.startswith("block_")]
+    blocks = [model.get_layer(name) for name in _blocks(model)]
     parts = [
         tuple(f"{block.name}/{path}" for path in _MEETING.get(type(block).__name__, ("mlp/",))) for block in blocks
     ]

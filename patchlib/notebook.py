@@ -109,7 +109,7 @@ def published_lesions(path: Path) -> list[dict]:
     """The rows of ``explain.lesion`` of all published networks, each with its ``network``."""
     if not path.exists():
         return []
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         return [
             {k: v if k in ("network", "without") else float(v) for k, v in row.items()} for row in csv.DictReader(file)
         ]

@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 
 from patchlib.backend import keras
+from patchlib.layers import kernels
 from patchlib.parameters import Recipe
 
 
@@ -31,11 +32,14 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
 
 @keras.saving.register_keras_serializable("patchlib")
 class Muon(keras.optimizers.Muon):
-    """Keras' Muon, whose iterations of matrix products are done in bfloat16, as in Jordan's own (2024)."""
+    """Keras' Muon, whose iterations of matrix products are done in bfloat16, as in Jordan's own (2024).
+
+    Where that's slower and worse than float32 they are done in that.
+    """
 
     def zeropower_via_newtonschulz5(self, x, steps):
-        unit = x / (keras.ops.norm(x) + 1e-7)
-        return keras.ops.cast(super().zeropower_via_newtonschulz5(keras.ops.cast(unit, "bfloat16"), steps), x.dtype)
+        unit = keras.ops.cast(x / (keras.ops.norm(x) + 1e-7), kernels.exact("bfloat16"))
+        return keras.ops.cast(super().zeropower_via_newtonschulz5(unit, steps), x.dtype)
 
 
 def learning_rate(recipe: Recipe, steps_per_epoch: int):

@@ -25,11 +25,12 @@ from patchlib.backend import keras
 from patchlib.cards import CARD, CHECKPOINT, MODEL, PREDICTIONS, PROGRESS, SCHEMA, SUMS, RunError
 from patchlib.data import Data
 from patchlib.parameters import ARCHITECTURES, Recipe, RunParameters
-from patchlib.schema import brief, shown
+from patchlib.schema import ParameterError, brief, shown
 
 # What a checkpoint holds beside its progress: all that training goes on from, the best weights, a hash of the three.
 _STATE, _BEST, _DIGEST = "state.npz", "best.npz", "sha256"
 _PLAIN = (str, int, float, bool, type(None))
+_SLOW = "mixed_bfloat16 is likely slower here than float32, for lack of instructions that the backend uses"
 
 
 def new_folder(parameters: RunParameters, architecture: str) -> Path:
@@ -72,10 +73,18 @@ def precision(parameters: RunParameters, folder: Path) -> str:
     """The dtype policy of a run's model: ``parameters.precision``, or for "auto" what this machine computes fastest.
 
     A run that goes on in ``folder`` keeps the policy that it was started with, wherever that was.
+
+    Raises:
+        ParameterError: it's bfloat16, and TensorFlow would crash in it.
     """
-    if parameters.precision != "auto":
-        return parameters.precision
-    return cards.progress(folder).get("run", {}).get("dtype_policy") or machine.precision()
+    begun = cards.progress(folder).get("run", {}).get("dtype_policy") if parameters.precision == "auto" else None
+    policy = begun or (machine.precision() if parameters.precision == "auto" else parameters.precision)
+    if "bfloat16" in policy and machine.loses_bfloat16():
+        raise ParameterError(
+            f"precision: received {policy!r}, which oneDNN is kept from by ONEDNN_MAX_CPU_ISA="
+            f"{os.environ['ONEDNN_MAX_CPU_ISA']}: unset it, or use 'float32' in a run of its own."
+        )
+    return policy
 
 
 def train(
@@ -137,6 +146,7 @@ def _train(model, data, recipe, folder, callbacks):
         *remarks,
         f"{steps:,} step{'s' * (steps > 1)} an epoch, {recipe.epochs * steps:,} in all",
         *training.few_steps(data.train, recipe),
+        *([_SLOW] if "bfloat16" in identity["dtype_policy"] and not machine.has_bfloat16() else []),
     ]
     print(*notes, sep="\n")
     if progress.epoch:

@@ -1,14 +1,17 @@
 """Keras is imported in silence, and where its backend is missing, a sentence says so."""
 
 import os
+import platform
 import subprocess
 import sys
 
+import keras
 import pytest
 
 
 def python(program, **environment):
-    env = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"} | environment
+    own = ("TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS")  # that patchlib sets
+    env = {name: value for name, value in os.environ.items() if name not in own} | environment
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env)
 
 
@@ -36,3 +39,27 @@ def test_a_missing_backend_is_said_in_a_sentence(backend):
     assert last.startswith(
         f"ModuleNotFoundError: Keras' backend {backend} isn't installed: pip install tensorflow, or pip "
     )
+
+
+ON_X86 = platform.machine().lower() in ("x86_64", "amd64")
+SAID = "; from patchlib import backend; print(backend.onednn())"
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow" or not ON_X86, reason="oneDNN is TensorFlow's, on x86")
+def test_tensorflow_computes_with_onednn_unless_the_user_says_otherwise():
+    for first in ("import patchlib, keras", "import keras, patchlib"):
+        for said, on in (("1", "True\n"), ("0", "False\n")):
+            done = python(first + SAID, TF_ENABLE_ONEDNN_OPTS=said)
+            assert done.stdout == on and "computes without" not in done.stderr, first
+    assert python("import patchlib" + SAID).stdout == "True\n"
+    # Of a processor on which TensorFlow has it off by itself.
+    late = "import os, keras; del os.environ['TF_ENABLE_ONEDNN_OPTS']; import patchlib; from patchlib import models"
+    done = python(late + SAID, TF_ENABLE_ONEDNN_OPTS="0")
+    assert done.stdout == "False\n" and done.stderr.count("computes without oneDNN") == 1
+    assert "import patchlib before keras, or set TF_ENABLE_ONEDNN_OPTS=1" in done.stderr
+
+
+@pytest.mark.parametrize(("processor", "given"), [("x86_64", "1"), ("AMD64", "1"), ("arm64", None), ("aarch64", None)])
+def test_it_is_asked_for_on_x86_alone(processor, given):
+    program = f"import os, platform; platform.machine = lambda: {processor!r}; import patchlib"
+    assert python(f"{program}; print(os.environ.get('TF_ENABLE_ONEDNN_OPTS'))").stdout == f"{given}\n"

@@ -43,7 +43,7 @@ def test_a_convolution_hears_its_neighbours_and_attention_what_the_image_has():
     near = explain.influence(models.convmixer((16, 16, 3), dim=8, depth=1, kernel_size=3), images, directions=2)[0]
     places = np.indices((8, 8)).reshape(2, -1).T
     apart = np.abs(places[:, None] - places).max(axis=2)
-    assert (near[apart > 1] == 0).all() and (near[apart <= 1] > 0).all()
+    assert near[apart > 1].max() < 1e-4 * near.max() and (near[apart <= 1] > 1e-4 * near.max()).all()
     first, second = explain.influence(models.vit((16, 16, 3), dim=16, depth=1), images, directions=2)
     assert first.shape == (16, 16) and (first > 0).all(), "without the class token"
     assert not np.allclose(first, second, rtol=0.1)
@@ -63,19 +63,33 @@ def test_many_positions_are_looked_at_in_parts_and_come_back_whole():
     np.testing.assert_allclose(found, np.abs(positions.T) * np.linalg.norm(channels), rtol=0.02, atol=1e-3)
 
 
-@pytest.mark.parametrize("size", [(16, 16), (12, 20)])
-def test_a_change_of_the_middle_patch_reaches_as_far_as_kernels_do(size):
-    model = models.convmixer((*size, 3), dim=8, depth=2, kernel_size=3)
+@pytest.mark.jax
+@pytest.mark.parametrize(("size", "kernel_size", "depth"), [((16, 16), 3, 2), ((12, 20), 4, 2), ((64, 64), 5, 8)])
+def test_the_middle_patch_reaches_as_far_as_kernels_do(size, kernel_size, depth):
+    model = models.convmixer((*size, 3), dim=16, depth=depth, kernel_size=kernel_size)
     image = np.random.default_rng(0).integers(0, 256, (*size, 3))
-    found = explain.reach(model, image, step=50)
-    assert list(found) == ["stem", "block_0", "block_1"]
     rows, columns = size[0] // 2, size[1] // 2
-    away = np.maximum(*np.abs(np.indices((rows, columns)) - np.reshape([rows // 2, columns // 2], (2, 1, 1))))
-    for distance, change in enumerate(found.values()):
-        np.testing.assert_array_equal(change > 0, away <= distance)
+    away = np.indices((rows, columns)) - np.reshape([rows // 2, columns // 2], (2, 1, 1))
+    before, after = kernel_size // 2, (kernel_size - 1) // 2  # a kernel looks further ahead than back
+    for picture in (image, 0 * image):
+        found = explain.reached(model, picture)
+        assert list(found) == ["stem", *(f"block_{i}" for i in range(depth))]
+        for blocks, there in enumerate(found.values()):
+            np.testing.assert_array_equal(there, ((-blocks * before <= away) & (away <= blocks * after)).all(axis=0))
+
+
+def test_how_loud_a_change_of_the_middle_patch_still_is():
+    model = models.convmixer((12, 20, 3), dim=8, depth=2, kernel_size=3)
+    image = np.random.default_rng(0).integers(0, 256, (12, 20, 3))
+    found, reached = explain.reach(model, image, step=50), explain.reached(model, image)
+    assert list(found) == ["stem", "block_0", "block_1"]
+    for name, change in found.items():
+        assert (change[reached[name]] > 1e-5 * change.max()).all() and (
+            change[~reached[name]] < 1e-5 * change.max()
+        ).all()
     inside = keras.Model(model.inputs[0], model.get_layer("stem").output)
     changed = image.copy()
-    changed[rows // 2 * 2 : rows // 2 * 2 + 2, columns // 2 * 2 : columns // 2 * 2 + 2] += 50
+    changed[6:8, 10:12] += 50
     expected = np.linalg.norm(np.array(inside(changed[None]) - inside(image[None]))[0], axis=-1)
     np.testing.assert_allclose(found["stem"], expected, rtol=1e-4, atol=1e-6)
 
@@ -83,13 +97,15 @@ def test_a_change_of_the_middle_patch_reaches_as_far_as_kernels_do(size):
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_small_changes_are_followed_in_float32_whatever_the_network_computes_in(precision):
     """In bfloat16 a change that has come far is rounded away, and a derivative by differences is noise."""
-    image = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3))
-    far = explain.reach(models.convmixer((64, 64, 3), dim=16, dtype=precision), image[0], step=50)
-    assert [(change > 0).any(axis=1).sum() for change in far.values()] == [1, 5, 9, 13, 17, 21, 25, 29, 32]
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3))
     networks = [models.convmixer((16, 16, 3), dim=16, depth=1, dtype=dtype) for dtype in (precision, "float32")]
     networks[1].set_weights(networks[0].get_weights())
-    found, expected = (explain.influence(network, image[:, :16, :16], directions=1) for network in networks)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    for look in (explain.reach, explain.reached):
+        found, expected = (look(network, image) for network in networks)
+        for name in expected:
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-6)
+    found, expected = (explain.influence(network, image[None], directions=1) for network in networks)
+    np.testing.assert_allclose(found, expected, atol=1e-3 * expected.max())
 
 
 SMALL = {

@@ -9,12 +9,52 @@ import pytest
 
 import patchlib
 from patchlib import machine
+from patchlib.backend import onednn
 
 
 def test_hardware_has_a_processors_name_and_the_cores_that_may_be_used():
     found = machine.hardware()
     assert found["cores"] <= os.cpu_count()
     assert found["processor"].strip() and "\t" not in found["processor"]
+    assert found["threads"] >= 1 and found["onednn"] == onednn() and found["instructions"] == machine.instructions()
+
+
+FLAGS = ["fma", "sse4_1", "avx", "avx2", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_bf16"]
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "name"),
+    [
+        (10, "", "AMX"),
+        (9, "", "AVX512_BF16"),
+        (8, "", "AVX512_VNNI"),
+        (7, "", "AVX512"),
+        (5, "", "AVX2_VNNI"),
+        (4, "", "AVX2"),
+        (3, "", "AVX"),
+        (2, "", "SSE41"),
+        (0, "", platform.machine()),
+        (10, "ALL", "AMX"),
+        (10, "AVX512_CORE_AMX", "AMX"),
+        (10, "AVX512_CORE_BF16", "AVX512_BF16"),
+        (9, "avx512_core", "AVX512"),
+        (9, "AVX2", "AVX2"),
+        (4, "AVX512_CORE", "AVX2"),
+        (9, "SSE41", "SSE41"),
+    ],
+)
+def test_instructions_are_the_most_capable_that_libraries_may_use(monkeypatch, count, most, name):
+    monkeypatch.setattr(machine, "_cpuinfo", {"flags": " ".join(FLAGS[:count])}.get)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", most)
+    assert machine.instructions() == name
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the number is TensorFlow's")
+def test_threads_are_those_of_an_operation(monkeypatch):
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "3")
+    assert machine.hardware()["threads"] == 3
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS")
+    assert machine.hardware()["threads"] == machine.hardware()["cores"]
 
 
 def test_where_the_system_does_not_say_python_does(monkeypatch, tmp_path):
@@ -22,6 +62,7 @@ def test_where_the_system_does_not_say_python_does(monkeypatch, tmp_path):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     found = machine.hardware()
     assert found["processor"] == (platform.processor() or platform.machine()) and found["cores"] == os.cpu_count()
+    assert found["instructions"] == platform.machine()
 
 
 GPU = {"name": "one", "capability": (8, 0)}
@@ -30,7 +71,7 @@ GPU = {"name": "one", "capability": (8, 0)}
 @pytest.mark.parametrize(
     ("accelerators", "flags", "policy"),
     [
-        ([], "fma avx512_bf16", "mixed_bfloat16"),
+        ([], "fma avx512f avx512_bf16", "mixed_bfloat16"),
         ([], "amx_bf16 amx_tile", "mixed_bfloat16"),
         ([], "fma avx512f", "float32"),
         ([], "", "float32"),  # as on Windows and macOS
@@ -44,7 +85,16 @@ GPU = {"name": "one", "capability": (8, 0)}
 def test_bfloat16_is_for_machines_that_are_faster_with_it(monkeypatch, accelerators, flags, policy):
     monkeypatch.setattr(machine, "_accelerators", lambda: accelerators)
     monkeypatch.setattr(machine, "_cpuinfo", {"flags": flags}.get)
+    monkeypatch.setattr(machine, "onednn", lambda: True)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setattr(keras.backend, "backend", lambda: "tensorflow")
     assert machine.precision() == policy
+    if not accelerators:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+        assert machine.precision() == "float32" and machine.loses_bfloat16() == ("avx512f" in flags)
+        monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+        monkeypatch.setattr(machine, "onednn", lambda: False)
+        assert machine.precision() == "float32" and not machine.loses_bfloat16()
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")  # whose matrix products aren't, on a processor
     assert machine.precision() == (policy if accelerators else "float32")
 

@@ -52,9 +52,11 @@ def test_metadata_is_clean_and_no_check_is_switched_off(path):
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
     tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
     assert {key for cell in notebook.cells for key in cell.metadata} <= {"tags"}
-    known = re.compile(r"parameters|nbval-ignore-output|tolerance-0\.\d+")
+    known = re.compile(r"parameters|nbval-ignore-output|tolerance-0\.\d+|luck")
     assert all(known.fullmatch(tag) for row in tags for tag in row)
     assert sum("nbval-ignore-output" in tag for tag in tags) <= 1  # the versions
+    lucky = [cell.source for cell, tag in zip(notebook.cells, tags, strict=True) if "luck" in tag]
+    assert all("where_it_is_wrong(" in source for source in lucky), "which images are shown, and nothing else"
     trains = [tag for cell, tag in zip(notebook.cells, tags, strict=True) if "patchlib.train(" in cell.source]
     assert all(re.match("tolerance", tag[0]) for tag in trains), "a wrong recipe must show in the numbers"
     assert not any("NBVAL" in cell.source for cell in notebook.cells)

@@ -15,6 +15,7 @@ from test_training import RECIPE, Recorder, changed, small_model, tiny
 from patchlib import cards, compare, evaluation, models, networks, runs, surgery, training
 from patchlib.data import Data, Split
 from patchlib.parameters import ConvMixer, Recipe
+from patchlib.schema import ParameterError
 
 KEYS = [
     "schema",
@@ -241,6 +242,20 @@ def test_precision_is_settled_when_a_run_starts_and_kept_when_it_goes_on(tmp_pat
         runs.train(small_model(), tiny(), auto, tmp_path)
     card = runs.train(small_model(dtype=runs.precision(auto, tmp_path)), tiny(), auto, tmp_path)
     assert (card["dtype_policy"], card["parameters"]["precision"]) == ("mixed_bfloat16", "auto")
+
+
+def test_where_bfloat16_would_crash_it_is_refused_and_where_it_is_slow_that_is_said(tmp_path, monkeypatch, capsys):
+    asked = ConvMixer(precision="mixed_bfloat16", epochs=1)
+    monkeypatch.setattr(runs.machine, "has_bfloat16", lambda: False)
+    runs.train(small_model(), tiny(), ConvMixer(epochs=1, seed=1), tmp_path / "float32")
+    assert "slower" not in capsys.readouterr().out
+    runs.train(small_model(dtype="mixed_bfloat16"), tiny(), asked, tmp_path / "bfloat16")
+    assert "mixed_bfloat16 is likely slower here than float32" in capsys.readouterr().out
+    monkeypatch.setattr(runs.machine, "loses_bfloat16", lambda: True)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+    assert runs.precision(ConvMixer(precision="auto"), tmp_path) == "float32"
+    with pytest.raises(ParameterError, match="received 'mixed_bfloat16', which oneDNN is kept from by .*=SSE41: unset"):
+        runs.precision(asked, tmp_path)
 
 
 def test_the_cards_command_gives_the_same_parameters(tmp_path):

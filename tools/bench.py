@@ -36,6 +36,7 @@ PYTORCH_FORMS = {
     "PyTorch, compiled": {"compiled": True, "bfloat16": False},
     "PyTorch, compiled, bfloat16": {"compiled": True, "bfloat16": True},
 }
+ONEDNN = {"TF_ENABLE_ONEDNN_OPTS": "1"}  # of patchlib's own, which in contender.py aren't the first to import Keras
 # What grows, for which architectures and from which to which value; the rest as in the tuned tier.
 GROWTH = {
     "batch_size": (["convmixer", "cct", "gmlp"], [32, 64, 128, 256]),
@@ -83,15 +84,18 @@ class Process:
         self.process.wait()
 
 
-def tier(architecture, name, changes=(), **arguments):
+def tier(architecture, name, changes=(), environment=ONEDNN, **arguments):
     """A contender that trains a tier, with changes."""
     values = yaml.safe_load((TIERS / f"{architecture}-{name}.yaml").read_text()) | {"seed": 0} | dict(changes)
-    return Process("contender.py", arguments | {"architecture": architecture, "parameters": values})
+    arguments |= {"architecture": architecture, "parameters": values}
+    return Process("contender.py", arguments, **environment)
 
 
 def example(architecture):
-    """A contender that trains the Keras example."""
-    return tier(architecture, "baseline", original=True)
+    """A contender that trains the Keras example as its users do: with oneDNN where TensorFlow takes it by itself."""
+    by_itself = any(word in machine.instructions() for word in ("VNNI", "BF16", "AMX"))
+    environment = {"TF_ENABLE_ONEDNN_OPTS": str(int(by_itself))}
+    return tier(architecture, "baseline", environment=environment, original=True)
 
 
 def pytorch(architecture, **form):
@@ -132,7 +136,8 @@ def compare(architectures, rounds):
                 "tuned": tier(architecture, "tuned"),
             }
             for name, form in PYTORCH_FORMS.items() if PYTORCH.exists() and architecture in EXAMPLES else ():
-                start[name] = pytorch(architecture, **form)
+                if not form["bfloat16"] or machine.precision() != "float32":  # ten times as slow without instructions
+                    start[name] = pytorch(architecture, **form)
             contenders = {name: stack.enter_context(process) for name, process in start.items()}
             rows = take_turns(contenders, ["train"], rounds)
             for name, process in contenders.items():

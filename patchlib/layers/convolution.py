@@ -30,7 +30,7 @@ class ConvStem(Block):
         self.dim, self.patch_size, self.momentum, self.epsilon = dim, patch_size, momentum, epsilon
         self.activation = kernels.activation(activation)
         part = {"dtype": self.dtype_policy}
-        self.embed = keras.layers.Conv2D(dim, patch_size, strides=patch_size, name="embed", **part)
+        self.embed = kernels.Conv2D(dim, patch_size, strides=patch_size, name="embed", **part)
         self.norm = kernels.BatchNormalization(momentum=momentum, epsilon=epsilon, name="norm", **part)
 
     @property

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from patchlib.backend import keras, ops
+from patchlib.layers import kernels
 from patchlib.layers.base import Block, one_of, positive, tiles
 
 
@@ -32,7 +33,7 @@ class PatchEmbedding(Block):
         positive(dim=dim, patch_size=patch_size)
         self.dim, self.patch_size = dim, patch_size
         start = keras.initializers.GlorotUniform(input_axes=(0, 1, 2), output_axes=(3,))
-        self.embed = keras.layers.Conv2D(
+        self.embed = kernels.Conv2D(
             dim, patch_size, strides=patch_size, kernel_initializer=start, name="embed", dtype=self.dtype_policy
         )
 
@@ -97,7 +98,7 @@ class ConvTokenizer(Block):
         same_or_valid = "same" if padding == "same" else "valid"
         self.stages = []
         for i, c in enumerate(channels):
-            conv = keras.layers.Conv2D(c, kernel_size, stride, same_or_valid, name=f"conv_{i}", **like)
+            conv = kernels.Conv2D(c, kernel_size, stride, same_or_valid, name=f"conv_{i}", **like)
             rim = keras.layers.ZeroPadding2D(kernel_size // 2, name=f"rim_{i}", **part)
             pool_rim = keras.layers.ZeroPadding2D(pool_size // 2, name=f"pool_rim_{i}", **part)
             pool = keras.layers.MaxPooling2D(

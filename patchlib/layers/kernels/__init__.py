@@ -10,6 +10,7 @@ import contextvars
 import functools
 import importlib
 
+from patchlib import machine
 from patchlib.backend import keras, ops
 from patchlib.layers.kernels import common
 
@@ -32,6 +33,12 @@ def plain():
 @functools.cache
 def _on_cpu() -> bool:
     return _FORMS is not None and _FORMS.computes_on_cpu()
+
+
+@functools.cache
+def exact(dtype: str) -> str:
+    """In which dtype to compute what's of this one: float32, where TensorFlow would add up numbers in bfloat16."""
+    return "float32" if dtype == "bfloat16" and _BACKEND == "tensorflow" and not machine.has_bfloat16() else dtype
 
 
 def _form(name: str):
@@ -76,12 +83,24 @@ def fourier(x):
     return form(x) if form and None not in x.shape[1:] else ops.fft2((x, ops.zeros_like(x)))[0]
 
 
+class Conv2D(keras.layers.Conv2D):
+    """Keras' layer, with its bias by ``add_bias``."""
+
+    def call(self, x):
+        dtype = exact(self.compute_dtype)
+        y = self.convolution_op(ops.cast(x, dtype), ops.cast(ops.cast(self.kernel, self.compute_dtype), dtype))
+        y = ops.cast(y, self.compute_dtype)
+        return self.activation(add_bias(y, ops.cast(self.bias, self.compute_dtype)) if self.use_bias else y)
+
+
 class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
     """Keras' layer, for stride 1 and "same" padding, by ``depthwise_conv``."""
 
     def call(self, x):
         kernel, bias = (ops.cast(weight, self.compute_dtype) for weight in (self.kernel, self.bias))
-        return add_bias(depthwise_conv(x, kernel), bias)
+        dtype = exact(self.compute_dtype)
+        y = depthwise_conv(ops.cast(x, dtype), ops.cast(kernel, dtype))
+        return add_bias(ops.cast(y, self.compute_dtype), bias)
 
 
 class BatchNormalization(keras.layers.BatchNormalization):

@@ -94,7 +94,7 @@ def _mix_tokens(x, kernel, bias):
         dbias = tf.cast(tf.reduce_sum(tf.cast(sums, "float32"), 1), bias.dtype)
         return tf.matmul(kernel[None], dy), tf.reshape(_column_sums(products), (tokens, units)), dbias
 
-    return tf.matmul(kernel[None], x, transpose_a=True) + bias[:, None], gradient
+    return tf.matmul(tf.transpose(kernel)[None], x) + bias[:, None], gradient
 
 
 # For Keras' ten passes over memory.
@@ -150,10 +150,16 @@ def _mean(x):
 # For a complex transform of numbers without an imaginary part.
 @tf.custom_gradient
 def fourier(x):
-    tokens, dim = x.shape[1:]
-    half = tf.math.real(tf.signal.rfft2d(x))  # of real numbers; the other half mirrors it, in both axes
-    mirrored = tf.gather(tf.reverse(half[..., 1 : (dim + 1) // 2], [2]), -np.arange(tokens) % tokens, axis=1)
-    return tf.concat([half, mirrored], 2), fourier  # a symmetric matrix is its own gradient
+    y = _whole(tf.signal.rfft2d(x), even=x.shape[2] % 2 == 0)
+    return tf.ensure_shape(y, x.shape), fourier  # a symmetric matrix is its own gradient
+
+
+@_compiled
+def _whole(half, even):
+    """The real part of a transform of real numbers, whose last axis is mirrored from the half of it in ``half``."""
+    half = tf.math.real(half)
+    rest = tf.reverse(half[..., 1 : -1 if even else None], [2])
+    return tf.concat([half, tf.concat([rest[:, :1], tf.reverse(rest[:, 1:], [1])], 1)], 2)
 
 
 # For oneDNN's gradients, the slowest operation of a ConvMixer.
