@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,6 @@ import pytest
 
 pytest.importorskip("distributed", reason="it comes with the notebooks' extra")
 
-from PIL import Image
 from test_cards import card as whole_card
 from test_plan import planned
 
@@ -354,37 +352,6 @@ def test_a_kernel_imports_the_package_of_who_runs_it(stub):
     command = [sys.executable, "-m", "patchlib", "run", "convmixer", "--notebooks", "notebooks", "--out", "out"]
     subprocess.run(command, env=env, capture_output=True)
     assert (stub / "log" / "imported").read_text() == str(stub / "patchlib" / "parameters.py")
-
-
-def test_a_real_notebook(tmp_path):
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    program = [sys.executable, "-m", "patchlib", "run", "fnet", "--set", "limit=64", "--set", "epochs=1"]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(scratch)}
-    done = subprocess.run(
-        [*program, "--seed", "3", "--out", "out"], cwd=tmp_path, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert not [name for name in names(scratch) if name.startswith(("dask", "patchlib"))]
-    folder = tmp_path / "out" / "fnet-smoke-digits-epochs=1-limit=64-seed3"
-    assert names(folder) == ["SHA256SUMS", "curves.png", "fnet.ipynb", "model.keras", "predictions.npz", "run.json"]
-    summed = subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
-    assert summed.stdout.count(": OK\n") == 5, summed
-    card = cards.load_card(folder)
-    assert (card["seed"], card["parameters"]["limit"], card["tier"]) == (3, 64, "smoke")
-    said = [line for line in done.stderr.splitlines() if " runs ended, " not in line]  # said where it takes minutes
-    steps, remark, epoch, end = said  # and not a word of TensorFlow's
-    assert steps == f"{folder.name}: 4 steps an epoch, 4 in all" and "too few to learn much" in remark
-    assert epoch.startswith(f"{folder.name}: epoch 1/1: loss {card['history']['loss'][0]:.4f}, accuracy")
-    assert end == f"{folder.name}: finished, test accuracy {card['metrics']['test_accuracy']:.4f} (1 of 1)"
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("classify a picture: ")]
-    Image.new("RGB", (90, 60)).save(tmp_path / "picture.jpg")
-    classified = subprocess.run(
-        shlex.split(line.partition(": ")[2]), cwd=tmp_path, env=env, capture_output=True, text=True
-    )
-    picture, *shares_and_names = classified.stdout.split()
-    assert (picture, classified.stderr) == ("picture.jpg", "")
-    assert len(shares_and_names) == 10 and set(shares_and_names[1::2]) < set(card["dataset"]["classes"])
 
 
 def test_without_a_terminal_there_is_a_line_an_epoch_and_a_minute(tmp_path, monkeypatch, capsys):

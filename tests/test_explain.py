@@ -30,10 +30,10 @@ def test_of_a_linear_block_it_is_its_matrix():
     rng = np.random.default_rng(0)
     positions, channels = rng.normal(size=(6, 6)), rng.normal(size=(5, 3))
     model, shape = linear(positions, channels)
-    found = explain.influence(model, rng.normal(size=(2, *shape)), directions=1000)
+    found = explain.influence(model, rng.normal(size=(2, *shape)), directions=100)
     expected = np.abs(positions.T) * np.linalg.norm(channels) / 5**0.5
     assert found.shape == (2, 6, 6) and found.dtype == np.float32
-    np.testing.assert_allclose(found, [expected, expected], rtol=0.03)
+    np.testing.assert_allclose(found, [expected, expected], rtol=0.1)
     (one,) = explain.influence(linear(positions, channels[:1])[0], rng.normal(size=(1, 2, 3, 1)), directions=1)
     np.testing.assert_allclose(one, np.abs(positions.T) * np.linalg.norm(channels[:1]), rtol=1e-3)
 

@@ -218,23 +218,27 @@ def fill(root: str, times: int) -> None:
     assert codes == [1] * times + [0], codes
 
 
-def assert_as_if_nothing_had_been(root, call):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return runs.train(small_model(), tiny(), LONGER, tmp_path_factory.mktemp("whole"))
+
+
+def assert_as_if_nothing_had_been(root, call, whole):
     program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_faults; test_faults.{call}"
     subprocess.run([sys.executable, "-c", program], check=True, env=os.environ)
-    whole = runs.train(small_model(), tiny(), LONGER, root / "whole")
     for folder in root.glob("run-*"):
         card = cards.load_card(folder)
         assert (card["metrics"], card["weights"]) == (whole["metrics"], whole["weights"])
         assert names(folder) == ["model.keras", "predictions.npz", "run.json"]
 
 
-def test_killed_at_any_moment_a_run_ends_as_if_it_had_not_been(tmp_path, record_property):
-    kills = 60 if SIEGE else 3
-    assert_as_if_nothing_had_been(tmp_path, f"kill({str(tmp_path)!r}, {kills})")
+def test_killed_at_any_moment_a_run_ends_as_if_it_had_not_been(tmp_path, record_property, whole):
+    kills = 60 if SIEGE else 2
+    assert_as_if_nothing_had_been(tmp_path, f"kill({str(tmp_path)!r}, {kills})", whole)
     record_property("tried", kills)
 
 
-def test_a_full_disk_loses_nothing(tmp_path, record_property):
-    times = 12 if SIEGE else 3
-    assert_as_if_nothing_had_been(tmp_path, f"fill({str(tmp_path)!r}, {times})")
+def test_a_full_disk_loses_nothing(tmp_path, record_property, whole):
+    times = 12 if SIEGE else 2
+    assert_as_if_nothing_had_been(tmp_path, f"fill({str(tmp_path)!r}, {times})", whole)
     record_property("tried", times)

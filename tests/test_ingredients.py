@@ -21,6 +21,8 @@ from test_training import changed, small_model, tiny
 from patchlib import models, training
 from patchlib.parameters import ARCHITECTURES
 
+pytestmark = pytest.mark.usefixtures("eagerly")
+
 
 def started(architecture, start, **arguments):
     """{path: (value before, value after)} of the weights that a start changed."""

@@ -298,6 +298,7 @@ def test_vits_head_starts_near_zero_and_its_positions_small():
     assert head.std() == pytest.approx(0.02, rel=0.15) and np.abs(table).max() == pytest.approx(0.05, rel=0.01)
 
 
+@pytest.mark.bfloat16
 @pytest.mark.parametrize(
     ("name", "changes", "standardized"),
     [("convmixer", {}, False), ("cct", {}, False), ("cct", {"standardize": True}, True)]

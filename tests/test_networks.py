@@ -26,6 +26,7 @@ def small():
     return models.convmixer(dim=8, depth=1, dtype="mixed_bfloat16")
 
 
+@pytest.mark.bfloat16
 @pytest.mark.jax
 def test_a_model_comes_back_with_its_card(tmp_path, monkeypatch):
     model = small()
@@ -43,6 +44,7 @@ def test_a_model_comes_back_with_its_card(tmp_path, monkeypatch):
     assert networks.load_model(tmp_path / "again.keras").card is None
 
 
+@pytest.mark.bfloat16
 @pytest.mark.jax
 def test_a_saved_model_classifies_a_picture_in_a_fresh_python(tmp_path):
     model = small()

@@ -257,20 +257,10 @@ def odd_data(path, shape, classes, count):
     return str(path)
 
 
-@pytest.fixture
-def eagerly():
-    """Nothing is compiled, which takes longer than a handful of steps."""
-    tf = pytest.importorskip("tensorflow")
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-
-
-@pytest.mark.filterwarnings("ignore:Even though the `tf.config")
 @pytest.mark.parametrize(
     ("path", "case"),
     [
-        pytest.param(path, case, id=f"{path.stem}-{case}")
+        pytest.param(path, case, id=f"{path.stem}-{case}", marks=pytest.mark.bfloat16 if case == "few" else ())
         for number, path in enumerate(path for path in NOTEBOOKS if path.stem in SCHEMAS)
         # By turns, for time's sake, and of the three that resize one.
         for case in ("few" if number % 2 else "wide", *(["resized"] if path.stem == "mlp_mixer" else []))

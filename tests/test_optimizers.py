@@ -8,6 +8,8 @@ from test_training import changed, small_model, tiny
 from patchlib import models, optimizers, training
 from patchlib.parameters import Recipe
 
+pytestmark = pytest.mark.usefixtures("eagerly")
+
 
 def rates(recipe, steps_per_epoch=10):
     schedule = optimizers.learning_rate(recipe, steps_per_epoch)
@@ -104,6 +106,7 @@ def idle_model():
     return keras.Model(images, keras.layers.Dense(3, kernel_initializer="ones", use_bias=False, name="head")(x))
 
 
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("fixed", [False, True])
 def test_the_plateau_lowers_the_rate_and_fixed_decay_stays_what_it_was(fixed):
     rate, decay = 0.1, 0.5

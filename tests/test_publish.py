@@ -77,6 +77,7 @@ def test_the_answers_to_one_data_set_are_to_the_same_images():
     assert sorted(labels) == ["cifar10", "cifar100"]
 
 
+@pytest.mark.bfloat16
 def test_finished_runs_are_taken_and_nothing_is_replaced(trained, tmp_path, capsys):
     folder, made = trained
     (folder.parent / "smoke").mkdir(exist_ok=True)
@@ -112,6 +113,7 @@ def test_a_command_makes_the_run_again():
     assert words == "patchlib run vit --tier tuned --seed 2 --set epochs=7"
 
 
+@pytest.mark.bfloat16
 def test_a_network_is_stored_small_and_computes_in_float32(trained, tmp_path, capsys):
     folder, made = trained
     publish.publish(made, folder / cards.MODEL, tmp_path)
@@ -146,6 +148,7 @@ def test_a_network_is_stored_small_and_computes_in_float32(trained, tmp_path, ca
     assert notebook.published_lesions(tmp_path / notebook.LESIONS) == rows
 
 
+@pytest.mark.bfloat16
 def test_a_network_that_would_suffer_is_stored_as_it_is(trained, tmp_path, monkeypatch):
     folder, made = trained
     monkeypatch.setattr(publish, "LOSS", -1)

@@ -17,6 +17,8 @@ from patchlib.data import Data, Split
 from patchlib.parameters import ConvMixer, Recipe
 from patchlib.schema import ParameterError
 
+pytestmark = pytest.mark.usefixtures("eagerly")
+
 KEYS = [
     "schema",
     "architecture",
@@ -86,6 +88,7 @@ def test_a_run_leaves_a_card_and_a_model_in_its_folder_and_nothing_else(tmp_path
     np.testing.assert_allclose(card["metrics"]["test_accuracy"], counted, atol=1e-6)
 
 
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.jax
 def test_every_number_of_a_card_is_what_it_says(tmp_path, capsys):
     """Recomputed from the saved model's predictions, the data and the model, and from nothing of the package's own."""
@@ -231,6 +234,7 @@ def test_folders_by_default_are_new(tmp_path, monkeypatch):
     assert runs.new_folder(ConvMixer(run_dir=str(own)), "convmixer") == own and own.is_dir()
 
 
+@pytest.mark.bfloat16
 def test_precision_is_settled_when_a_run_starts_and_kept_when_it_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(runs.machine, "precision", lambda: "mixed_bfloat16")
     assert runs.precision(ConvMixer(precision="float32"), tmp_path) == "float32"
@@ -281,6 +285,7 @@ GROWING = {"start_size": 5, "whiten": True, "alternate": True, "optimizer": "muo
 JAX = {"marks": pytest.mark.jax}
 
 
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize(
     ("build", "after", "changes"),
     [

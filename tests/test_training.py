@@ -12,6 +12,8 @@ from patchlib.augment import shrink
 from patchlib.data import Data, Split, load_data
 from patchlib.parameters import Recipe
 
+pytestmark = pytest.mark.usefixtures("eagerly")
+
 
 def tiny(count=48, seed=0, test_labels=None):
     """Three easy classes: which third of the picture is bright."""
@@ -106,6 +108,7 @@ def test_an_epoch_sees_every_image_once_with_its_own_label():
     assert len(training.Batches(data.train, 3, Recipe(batch_size=500), 0)) == 1
 
 
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.jax
 def test_the_first_epoch_and_a_first_evaluation_see_every_image_once():
     keras.utils.set_random_seed(0)
@@ -160,6 +163,7 @@ def test_a_callback_may_end_training():
         assert progress.epoch == 1
 
 
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.jax
 @pytest.mark.parametrize("start_size", [0, 2])
 def test_a_callback_reads_and_writes_weights_at_each_step(start_size):
@@ -225,12 +229,14 @@ def test_a_run_out_of_patience_ends_early():
     assert len(history["loss"]) == progress.best_epoch + 3 < 30
 
 
+@pytest.mark.usefixtures("compiled")
 def test_it_learns():
     _, history, _ = run(changed(epochs=12, pad=0))
     assert history["loss"][-1] < 0.5 * history["loss"][0]
     assert max(history["val_accuracy"]) == 1
 
 
+@pytest.mark.usefixtures("compiled")
 def test_the_same_seed_gives_the_same_history_and_another_another():
     histories = [{k: v for k, v in run(changed(seed=s))[1].items() if k != "seconds"} for s in (0, 0, 1)]
     assert histories[0] == histories[1] != histories[2]
@@ -292,6 +298,7 @@ def test_what_can_not_grow_is_refused():
         run(changed(start_size=3))
 
 
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.jax
 def test_an_epoch_of_smaller_images_trains_and_validates_at_their_size():
     calm = {"flip": False, "pad": 0, "learning_rate": 1e-9, "batch_size": 48, "dataset": "tiny"}
@@ -358,6 +365,7 @@ def test_too_few_steps_are_remarked_on_with_what_would_do(count, recipe, words):
     assert all(word in sentence for word in words), sentence
 
 
+@pytest.mark.usefixtures("compiled")
 def test_what_the_remark_names_works_on_thirty_pictures_a_class():
     digits = load_data("digits")
     chosen = np.concatenate([np.flatnonzero(digits.train.labels == label)[:30] for label in range(4)])
@@ -412,6 +420,7 @@ def test_evaluation_counts_what_the_predictions_say():
         assert training.evaluate(model, split, batch_size) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_trains(precision):
     _, history, _ = run(changed(precision=precision), model=small_model(dtype=precision))

@@ -1,6 +1,7 @@
 """The wheel alone, built from the sdist: what the README tells its readers to type, far from any checkout."""
 
 import csv
+import hashlib
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 import patchlib
+from patchlib import cards
 
 ROOT = Path(__file__).parents[1]
 NAME = f"patchlib_keras-{patchlib.__version__}"
@@ -43,36 +45,66 @@ def wheel(tmp_path_factory):
     return folder / f"{NAME}-py3-none-any.whl"
 
 
-@pytest.fixture
-def shell(wheel, tmp_path, monkeypatch):
-    """Runs a line in an empty folder, in an environment with the wheel and this environment's packages."""
-    environment = tmp_path / "environment"
+@pytest.fixture(scope="module")
+def shell(wheel, tmp_path_factory):
+    """Runs a line in a folder with pictures, in an environment with the wheel and this environment's packages."""
+    there = tmp_path_factory.mktemp("reader")
+    environment, folder, scratch = there / "environment", there / "folder", there / "scratch"
     venv.create(environment, symlinks=True)
     (packages,) = environment.glob("lib/python*/site-packages")
     (packages / "others.pth").write_text(str(Path(np.__file__).parents[1]))
     pip = [sys.executable, "-m", "pip", "--python", environment, "install", "--quiet", "--no-deps", wheel]
     subprocess.run(pip, check=True)
-    (tmp_path / "empty").mkdir()
-    monkeypatch.chdir(tmp_path / "empty")
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    monkeypatch.setenv("PATH", f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    return lambda line: subprocess.run(["bash", "-c", line], capture_output=True, text=True)
-
-
-def test_the_readmes_lines_do_as_it_says(shell, tmp_path, monkeypatch):
+    (folder / "photos").mkdir(parents=True)
+    scratch.mkdir()
     draw = np.random.default_rng(0).integers
-    Path("photos").mkdir()
     for name in ("cat.png", "photos/a.png", "photos/b.jpg"):
-        Image.fromarray(draw(0, 256, (40, 50, 3), "uint8")).save(name)
+        Image.fromarray(draw(0, 256, (40, 50, 3), "uint8")).save(folder / name)
     images, labels = draw(0, 256, (60, 32, 32, 3), "uint8"), np.arange(60)[:, None] % 10
-    np.savez(tmp_path / "cifar10.npz", x_train=images, y_train=labels, x_test=images[:20], y_test=labels[:20])
-    monkeypatch.setenv("PATCHLIB_DATA", str(tmp_path))
-    assert len(lines()) == 6
-    for line in lines():
-        done = shell(line)
+    np.savez(there / "cifar10.npz", x_train=images, y_train=labels, x_test=images[:20], y_test=labels[:20])
+    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PATCHLIB_RUNS")}
+    env |= {"PATH": f"{environment / 'bin'}{os.pathsep}{env['PATH']}", "PATCHLIB_DATA": str(there)}
+    env["TMPDIR"] = str(scratch)
+
+    def run(line):
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=folder, env=env)
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
-    with open("answers.csv") as file:
+        return done.stdout, done.stderr
+
+    return run, folder, scratch
+
+
+def test_the_readmes_lines_do_as_it_says(shell):
+    run, folder, _ = shell
+    typed = [line for line in lines() if not line.startswith("patchlib run ")]
+    assert len(typed) == len(lines()) - 1 == 5
+    for line in typed:
+        run(line)
+    with open(folder / "answers.csv") as file:
         assert {row["path"] for row in csv.DictReader(file)} == {"photos/a.png", "photos/b.jpg"}
     made = {"mistakes/mistakes.png", "convmixer-cifar10.onnx", "notebooks/cct.ipynb", "notebooks/tiers/cct-fast.yaml"}
-    assert all(Path(name).is_file() for name in made)
-    assert len(list(Path("runs").glob("convmixer-tuned-*/run.json"))) == 1
+    assert all((folder / name).is_file() for name in made)
+
+
+def test_its_line_for_batches_runs_a_notebook_to_a_card_and_says_how_to_go_on(shell):
+    run, there, scratch = shell
+    (line,) = [line for line in lines() if line.startswith("patchlib run ")]
+    output, errors = run(line)
+    assert not [path for path in scratch.iterdir() if path.name.startswith(("dask", "patchlib"))]
+    (folder,) = (there / "runs").iterdir()
+    left = ["SHA256SUMS", "convmixer.ipynb", "curves.png", "model.keras", "predictions.npz", "run.json"]
+    assert sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) == left
+    digests = [row[:64] for row in (folder / "SHA256SUMS").read_text().splitlines()]
+    assert set(digests) == {hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in left[1:]}
+    card = cards.load_card(folder)
+    assert (card["seed"], card["parameters"]["limit"], card["tier"]) == (0, 40, "tuned")
+    said = [line for line in errors.splitlines() if " runs ended, " not in line]  # said where it takes minutes
+    steps, remark, epoch, end = said  # and not a word of TensorFlow's
+    assert steps == f"{folder.name}: 1 step an epoch, 1 in all" and "too few to learn much" in remark
+    assert epoch.startswith(f"{folder.name}: epoch 1/1: loss {card['history']['loss'][0]:.4f}, accuracy")
+    assert end == f"{folder.name}: finished, test accuracy {card['metrics']['test_accuracy']:.4f} (1 of 1)"
+    (line,) = [line for line in output.splitlines() if line.startswith("classify a picture: ")]
+    answer, warned = run(line.partition(": ")[2].replace("picture.jpg", "cat.png"))
+    picture, *shares_and_names = answer.split()
+    assert (picture, warned) == ("cat.png", "")
+    assert len(shares_and_names) == 10 and set(shares_and_names[1::2]) < set(card["dataset"]["classes"])
