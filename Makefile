@@ -9,7 +9,7 @@ $(foreach name,$(GIVEN),$(eval export GIVEN_$(name) := $$(value $(name))))
 unexport $(GIVEN)
 PYTEST := -m pytest --numprocesses 3 --dist
 
-.PHONY: help run full test lab refresh bench bite mutants siege site browser lock
+.PHONY: help run full test lab processors refresh bench bite mutants siege site browser lock
 help:  ## what there is
 	@sed -nE 's/^([a-z]+):[^#]*## /\1\t/p' Makefile | expand -t 10
 
@@ -34,6 +34,8 @@ test:  ## all that CI runs: ruff, mypy, unit tests on TensorFlow and JAX, every 
 lab: .venv/ready  ## JupyterLab on the notebooks; as root, in a container: make lab ARGS=--allow-root
 	$(PY) -m jupyterlab notebooks $$GIVEN_ARGS
 
+processors: .venv/ready .venv-jax/ready  ## make test as on other processors: make processors ARGS="AVX2 SSE4"
+	$(PY) tools/processors.py $$GIVEN_ARGS
 refresh: .venv/ready  ## run the notebooks and store their outputs: the only way the reference changes
 	$(PY) tools/refresh.py notebooks/*.ipynb
 bench: .venv/ready  ## speed beside the published examples, and PyTorch after make .venv-torch/ready: make bench ARGS="compare start_up"

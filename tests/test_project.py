@@ -125,14 +125,19 @@ def test_import_is_lazy_and_takes_less_than_a_second_beyond_keras():
 def test_the_readmes_tables_are_made_from_cards_and_measurements():
     text = (ROOT / "README.md").read_text()
     assert refresh.readme(text) == text, "run `make refresh`"
-    spoiled = re.sub(r"(\| (CCT|gMLP) \|( CIFAR-\d+ \|)?) [\d,.]+", r"\1 1.23", text)
+    spoiled = re.sub(r"(\| (CCT|gMLP) \|( CIFAR-\d+ \|| AVX\w+ \|)) [\d,.]+", r"\1 1.23", text)
     spoiled = re.sub(r"add \d+\.\d to", "add 99.9 to", re.sub(r"Points short of .*?\. ", "All is well. ", spoiled))
-    assert spoiled.count("| 1.23 |") == 4 and refresh.readme(spoiled) == text
+    assert (
+        spoiled.count("| 1.23 |") == 2 + 2 * len(refresh.measured("time_to_accuracy"))
+        and refresh.readme(spoiled) == text
+    )
     text = (ROOT / "tools" / "README.md").read_text()
-    spoiled = re.sub(r"(\| (CCT|gMLP) \|) [\d,.]+", r"\1 1.23", text)
-    assert spoiled.count("| 1.23 |") == 2 and refresh.tools_readme(text) == text == refresh.tools_readme(spoiled)
+    spoiled = re.sub(r"(\| (CCT|gMLP) \| AVX\w+ \|) [\d,.]+", r"\1 1.23", text)
+    assert spoiled.count("| 1.23 |") == 2 * len(refresh.measured("compare")) and refresh.tools_readme(
+        text
+    ) == text == refresh.tools_readme(spoiled)
     reports = refresh.reports()
-    assert len(reports) == 6 and {path: path.read_text() for path in reports} == reports
+    assert len(reports) >= 6 and {path: path.read_text() for path in reports} == reports
 
 
 @pytest.mark.parametrize(

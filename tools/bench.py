@@ -27,6 +27,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "results"
 TIERS = HERE.parent / "notebooks" / "tiers"
 PYTORCH = HERE.parent / ".venv-torch" / "bin" / "python"
 EXAMPLES = yaml.safe_load((HERE / "examples.yaml").read_text())
@@ -36,6 +37,8 @@ PYTORCH_FORMS = {
     "PyTorch, compiled": {"compiled": True, "bfloat16": False},
     "PyTorch, compiled, bfloat16": {"compiled": True, "bfloat16": True},
 }
+# By which libraries can be told to compute as on a processor with fewer instructions.
+TOLD = ("ONEDNN_MAX_CPU_ISA", "XLA_FLAGS", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "OPENBLAS_CORETYPE")
 ONEDNN = {"TF_ENABLE_ONEDNN_OPTS": "1"}  # of patchlib's own, which in contender.py aren't the first to import Keras
 # What grows, for which architectures and from which to which value; the rest as in the tuned tier.
 GROWTH = {
@@ -253,20 +256,24 @@ def growth(rounds):
     return results
 
 
-def summary(compared):
-    """A training step of each architecture, and of how many the example's takes the time, as Markdown."""
+def summary(measured):
+    """A training step of each architecture, and of how many the example's takes the time, as Markdown.
+
+    Args:
+        measured: {kind of processor: as ``compare`` measured on it}.
+    """
     rows = []
-    for architecture, result in compared.items():
+    pairs = [(kind, *pair) for kind, compared in measured.items() for pair in compared.items()]
+    for kind, architecture, result in pairs:
         step = {name: row["train"]["median"] for name, row in result["contenders"].items()}
         best = min((seconds for name, seconds in step.items() if name in PYTORCH_FORMS), default=None)
         reference = step.get("example")
         times = [reference, best, step["baseline"], step["tuned, float32"], step["tuned"]]
         cells = [f"{1000 * seconds:,.0f}" if seconds else "" for seconds in times]
-        rows.append(
-            [ARCHITECTURES[architecture].title, *cells, f"{reference / step['tuned']:.1f}" if reference else ""]
-        )
-    columns = ["", "example, ms", "PyTorch's best form, ms", "baseline, ms", "tuned in float32, ms", "tuned, ms"]
-    return markdown.table([*columns, "times as fast as the example"], rows)
+        times_as_fast = f"{reference / step['tuned']:.1f}" if reference else ""
+        rows.append([ARCHITECTURES[architecture].title, kind, *cells, times_as_fast])
+    columns = ["", "processor", "example, ms", "PyTorch's best form, ms", "baseline, ms", "tuned in float32, ms"]
+    return markdown.table([*columns, "tuned, ms", "times as fast as the example"], rows)
 
 
 def _report_compare(compared):
@@ -288,16 +295,21 @@ def _report_compare(compared):
     return f"{markdown.table(columns, rows)}\n\n{markdown.table(floor_columns, floors)}"
 
 
-def accuracy_summary(found):
-    """Time to the published accuracy, as Markdown: by the example's epochs, and by as many as our baselines needed."""
-    columns, rows = ["", "published, %", "example, minutes", "`fast`, %", "`fast`, minutes", "times as fast"], []
-    for architecture, row in found.items():
+def accuracy_summary(measured):
+    """Time to the published accuracy, as Markdown: by the example's epochs, and by as many as our baselines needed.
+
+    Args:
+        measured: {kind of processor: as ``time_to_accuracy`` measured on it}.
+    """
+    rows, columns = [], ["", "processor", "published, %", "example, minutes", "`fast`, %", "`fast`, minutes"]
+    for kind, architecture, row in [(kind, *pair) for kind, found in measured.items() for pair in found.items()]:
         accuracies = [f"{100 * row[key]:.2f}" for key in ("published", "test_accuracy")]
         times = [f"{row['example'] / 60:,.0f}", f"{row['fast'] / 60:.1f}", f"{row['example'] / row['fast']:.1f}"]
         baselines = cards.load_cards(HERE.parent / "results", architecture=architecture, tier="baseline")
         sooner = by_baselines(row, [card["history"]["val_accuracy"] for card in baselines])
-        rows.append([ARCHITECTURES[architecture].title, accuracies[0], times[0], accuracies[1], *times[1:], sooner])
-    return markdown.table([*columns, "the same by our baseline's epochs"], rows)
+        title = ARCHITECTURES[architecture].title
+        rows.append([title, kind, accuracies[0], times[0], accuracies[1], *times[1:], sooner])
+    return markdown.table([*columns, "times as fast", "the same by our baseline's epochs"], rows)
 
 
 def by_baselines(row, curves):
@@ -360,7 +372,7 @@ def figure(found):
 # What is measured as Markdown; growth is a figure.
 REPORTS = {
     "compare": _report_compare,
-    "time_to_accuracy": accuracy_summary,
+    "time_to_accuracy": lambda found: accuracy_summary({machine.instructions(): found}),
     "start_up": _report_start_up,
     "feed": _report_feed,
     "operations": _report_operations,
@@ -379,7 +391,7 @@ def main():
     parser.add_argument("--architectures", nargs="+", default=list(ARCHITECTURES), choices=ARCHITECTURES)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="threads of feed")
-    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="with a folder for each kind of processor")
     asked = parser.parse_args()
     measure = {
         "compare": lambda: compare(asked.architectures, asked.rounds),
@@ -393,17 +405,19 @@ def main():
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(kinds)}")
     if asked.rounds < 1:
         parser.error(f"--rounds: received {asked.rounds}, accepted: 1 or more")
-    asked.out.mkdir(parents=True, exist_ok=True)
-    shared = {"hardware": machine.hardware(), "versions": machine.versions()}
+    folder = asked.out / machine.instructions()
+    folder.mkdir(parents=True, exist_ok=True)
+    told = {name: os.environ[name] for name in TOLD if name in os.environ}
+    shared = {"hardware": machine.hardware() | told, "versions": machine.versions()}
     for what in asked.what:
-        found, path = measure[what](), asked.out / f"{what}.json"
+        found, path = measure[what](), folder / f"{what}.json"
         if what in ("compare", "time_to_accuracy", "feed") and path.exists():
             found = kept(json.loads(path.read_text()), shared, what) | found
         path.write_text(json.dumps(shared | {what: found}, indent=1) + "\n")
         if what == "growth":
-            figure(found).savefig(asked.out / "growth.png", dpi=100)
+            figure(found).savefig(folder / "growth.png", dpi=100)
         else:
-            (asked.out / f"{what}.md").write_text(REPORTS[what](found) + "\n")
+            (folder / f"{what}.md").write_text(REPORTS[what](found) + "\n")
             print(REPORTS[what](found), flush=True)
 
 

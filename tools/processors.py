@@ -20,14 +20,14 @@ ROOT = Path(__file__).parents[1]
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "XLA_FLAGS": "--xla_cpu_max_isa=AVX2", "OPENBLAS_CORETYPE": "Haswell"}
 SSE4 = {"ONEDNN_MAX_CPU_ISA": "SSE41", "XLA_FLAGS": "--xla_cpu_max_isa=SSE4_2", "OPENBLAS_CORETYPE": "Nehalem"}
 FOUR = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"), "4")
-ONE_CORE = "one core"
+ONE_CORE = "one-core"
 SETTINGS = {
-    "as it is": {},
-    "without oneDNN": {"TF_ENABLE_ONEDNN_OPTS": "0"},
+    "as-is": {},
+    "without-oneDNN": {"TF_ENABLE_ONEDNN_OPTS": "0"},
     "AVX2": AVX2,
-    "AVX2 without oneDNN": AVX2 | {"TF_ENABLE_ONEDNN_OPTS": "0"},
+    "AVX2-without-oneDNN": AVX2 | {"TF_ENABLE_ONEDNN_OPTS": "0"},
     "SSE4": SSE4,
-    "four threads": FOUR,
+    "four-threads": FOUR,
     ONE_CORE: {},
 }
 

@@ -26,6 +26,7 @@ from patchlib.parameters import ARCHITECTURES
 OF_A_RUN = {"tier", "image_size", "init_from", "limit", "seed", "tensorboard", "run_dir"}
 ROOT = Path(__file__).parents[1]
 TIERS = ROOT / "notebooks" / "tiers"
+KIND = "AVX512_BF16"  # of the processor whose times stand beside accuracies
 
 
 def refresh(path: Path) -> None:
@@ -50,8 +51,8 @@ def refresh(path: Path) -> None:
 
 def readme(text: str) -> str:
     """The project's README with its tables, and the sentences on them, as cards and measurements have them."""
-    found, timed = cards.load_cards(ROOT / "results"), _measured("time_to_accuracy")
-    text = _with_table(text, "## Results", publish.overview(found, bench.EXAMPLES, timed))
+    found, timed = cards.load_cards(ROOT / "results"), measured("time_to_accuracy")
+    text = _with_table(text, "## Results", publish.overview(found, bench.EXAMPLES, timed[KIND]))
     text = _with_table(text, "**Every published accuracy", bench.accuracy_summary(timed))
     headline, distances = (say(found, bench.EXAMPLES) for say in (publish.headline, publish.distances))
     above, table, below, rest = re.fullmatch(
@@ -66,19 +67,23 @@ def readme(text: str) -> str:
 
 def tools_readme(text: str) -> str:
     """The README of the tools with its table, as measurements have it."""
-    return _with_table(text, "**A step**", bench.summary(_measured("compare")))
+    return _with_table(text, "**A step**", bench.summary(measured("compare")))
 
 
 def reports() -> dict[Path, str]:
     """The measurements' own tables: cards of the baselines are read into one of them."""
-    folder = ROOT / "tools" / "results"
-    tables = {what: report(_measured(what)) for what, report in bench.REPORTS.items()}
-    tables["ingredients"] = ingredients.report(folder / "ingredients")
-    return {folder / f"{what}.md": table + "\n" for what, table in tables.items()}
+    tables = {bench.RESULTS / "ingredients.md": ingredients.report(bench.RESULTS / "ingredients")}
+    for what, report in bench.REPORTS.items():
+        for kind, found in measured(what).items():
+            table = bench.accuracy_summary({kind: found}) if what == "time_to_accuracy" else report(found)
+            tables[bench.RESULTS / kind / f"{what}.md"] = table
+    return {path: table + "\n" for path, table in tables.items()}
 
 
-def _measured(what):
-    return json.loads((ROOT / "tools" / "results" / f"{what}.json").read_text())[what]
+def measured(what: str) -> dict[str, dict]:
+    """What was measured on each kind of processor, that of most tables first."""
+    paths = sorted(bench.RESULTS.glob(f"*/{what}.json"), key=lambda path: (path.parent.name != KIND, path))
+    return {path.parent.name: json.loads(path.read_text(encoding="utf-8"))[what] for path in paths}
 
 
 def _with_table(text, mark, table):
