@@ -11,7 +11,7 @@ PYTEST := -m pytest --numprocesses 3 --dist
 
 .PHONY: help run full test lab processors refresh bench bite mutants siege site browser lock
 help:  ## what there is
-	@sed -nE 's/^([a-z]+):[^#]*## /\1\t/p' Makefile | expand -t 10
+	@sed -nE 's/^([a-z]+):[^#]*## /\1\t/p' Makefile | expand -t 12
 
 run: .venv/ready  ## run a notebook: make run NB=convmixer TIER=tuned DATA=cifar10 LIMIT=2000 EPOCHS=2 SEED=0 ARGS="--set dim=64"
 	@set -f; $(PY) -m patchlib run "$$GIVEN_NB" --tier "$$GIVEN_TIER" --seed "$${GIVEN_SEED:-0}" \

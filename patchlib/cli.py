@@ -5,6 +5,7 @@ first needs the standard library alone, so help is there at once; the second imp
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import math
@@ -135,8 +136,8 @@ def _details(run, outcome):
     """A finished run's accuracy and files, and a command that classifies a picture with its model."""
     from patchlib import cards
 
-    folder = Path(os.path.relpath(run.folder))
-    command = [os.path.relpath(sys.executable), "-m", "patchlib", "predict", str(folder), "picture.jpg"]
+    folder = Path(_short(run.folder))
+    command = [_short(sys.executable), "-m", "patchlib", "predict", str(folder), "picture.jpg"]
     lines = {
         "test accuracy": f"{outcome.accuracy:.4f} on {outcome.images:,} images",
         "notebook": folder / run.notebook.name,
@@ -145,6 +146,13 @@ def _details(run, outcome):
         "classify a picture": shlex.join(command),
     }
     return "\n".join(f"{name}: {value}" for name, value in lines.items())
+
+
+def _short(path):
+    """A path from the working directory on; as it is, where there's none, as on Windows to another drive."""
+    with contextlib.suppress(ValueError):
+        return os.path.relpath(path)
+    return str(path)
 
 
 def _add_predict(commands):
@@ -275,7 +283,7 @@ def _export(asked):
         return 1
     except ValueError as error:
         raise plan.UsageError(str(error)) from None
-    print(f"{os.path.relpath(path)}: its logits for crops of two photographs are the network's to {apart:.1g}")
+    print(f"{_short(path)}: its logits for crops of two photographs are the network's to {apart:.1g}")
     return 0
 
 
@@ -292,5 +300,5 @@ def _notebooks(asked):
     if there := sorted(path.name for path in plan.NOTEBOOKS.iterdir() if (folder / path.name).exists()):
         raise plan.UsageError(f"received {folder}, which has {', '.join(there)}; accepted: a folder without these.")
     shutil.copytree(plan.NOTEBOOKS, folder, ignore=shutil.ignore_patterns("runs", ".*"), dirs_exist_ok=True)
-    print(f"to open the notebooks: jupyter lab {shlex.quote(os.path.relpath(folder))}")
+    print(f"to open the notebooks: jupyter lab {shlex.quote(_short(folder))}")
     return 0

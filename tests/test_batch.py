@@ -15,6 +15,8 @@ import filelock
 import pytest
 
 pytest.importorskip("distributed", reason="it comes with the notebooks' extra")
+if sys.platform == "win32":
+    pytest.skip("Windows has no signals to kill a process with", allow_module_level=True)
 
 from test_cards import card as whole_card
 from test_plan import planned

@@ -380,3 +380,14 @@ def test_export_fails_where_logits_differ(model, tmp_path, monkeypatch, capsys):
     output, error = capsys.readouterr()
     assert error.startswith("patchlib export: convmixer's logits differ by ") and error.count("\n") == 1
     assert (output, [*tmp_path.iterdir()]) == ("", [])
+
+
+def test_a_path_on_another_drive_is_said_as_it_is(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert cli._short(tmp_path / "runs" / "a") == os.path.join("runs", "a")
+
+    def refuse(path):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    monkeypatch.setattr(os.path, "relpath", refuse)
+    assert cli._short(tmp_path) == str(tmp_path)

@@ -7,7 +7,6 @@ changes arrived, and that removals alone did.
 
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -23,6 +22,10 @@ from test_runs import names
 from test_training import RECIPE, changed, small_model, tiny
 
 from patchlib import cards, files, runs
+
+resource = pytest.importorskip("resource", reason="Windows has no limit for a file's size")
+if not Path("/proc/self/fd").exists():
+    pytest.skip("what's done to a disk is seen by Linux' /proc", allow_module_level=True)
 
 
 class Disk:
