@@ -138,6 +138,6 @@ def saved(model: keras.Model, data: Data, path) -> None:
 
 
 def _tolerance(model, logits):
-    """How far logits may lie apart that were computed in another order."""
+    """How far logits may lie apart that were computed in another order: a thousand roundings of the largest, or ten."""
     exact = model.get_layer("rescale").compute_dtype == "float32"
-    return (1e-5 if exact else 0.02) * max(1, np.abs(logits).max())
+    return (1e-4 if exact else 0.04) * max(1, np.abs(logits).max())
