@@ -136,8 +136,16 @@ def test_every_published_network_has_its_lesions_and_they_begin_with_the_whole(n
     assert abs(rows[0]["accuracy"] - said) < 5e-3, "as float16 and in float32"
 
 
-def test_the_published_networks_are_drawn_side_by_side():
+def test_the_published_networks_are_drawn_side_by_side(monkeypatch):
+    asked = []
+
+    def influence(model, images, block, directions):
+        asked.append((model.name, len(images), block))
+        return np.random.default_rng(0).random((2, 16, 16))
+
+    monkeypatch.setattr(notebook.explain, "influence", influence)
     figure = notebook.who_hears_whom()
+    assert asked == [(name, 2, "block_1") for name in ARCHITECTURES if f"{name}-" in " ".join(networks.published())]
     titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
     assert titles == [
         kind.title for name, kind in ARCHITECTURES.items() if f"{name}-" in " ".join(networks.published())
