@@ -31,7 +31,8 @@ from patchlib import parameters
 p = parameters.ConvMixer.read(globals())
 act = json.loads(os.environ["STUB"]).get(str(seed))
 folder = pathlib.Path(run_dir)
-pathlib.Path(os.environ["STUB_LOG"], f"gpu{seed}").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+with open(os.environ["STUB_LOG"] + "/gpus", "a") as lines:
+    print(os.getppid(), os.environ.get("CUDA_VISIBLE_DEVICES"), file=lines)
 pathlib.Path(os.environ["STUB_LOG"], "imported").write_text(parameters.__file__)
 log = pathlib.Path(os.environ["STUB_LOG"], f"seed{seed}")
 first = not log.exists()
@@ -144,7 +145,7 @@ def test_eight_runs_on_two_gpus_of_which_one_fails_while_a_worker_and_a_kernel_a
         left = names(stub / "out" / f"convmixer-smoke-digits-epochs=3-seed{seed}")
         assert left == WHOLE if seed != 5 else "convmixer.ipynb" not in left and "convmixer.unfinished.ipynb" in left
     assert len({worker for *_, worker in log(stub, 0)}) == len({kernel for _, kernel, _ in log(stub, 6)}) == 2
-    used = {(log(stub, seed)[-1][2], (stub / "log" / f"gpu{seed}").read_text()) for seed in range(8)}
+    used = {tuple(line.split()) for line in (stub / "log" / "gpus").read_text().splitlines()}  # worker and GPU
     assert len(used) == len({worker for worker, _ in used}), "a worker keeps its GPU"
     assert {gpu for _, gpu in used} == {"GPU-one", "GPU-two"}
 
