@@ -49,7 +49,7 @@ def _form(name: str):
 
 def gelu(x):
     """GELU, x Φ(x) (Hendrycks and Gimpel, 2016), the exact one, for any ``activation`` argument."""
-    form = _form("gelu")
+    form = _form("gelu") if keras.backend.standardize_dtype(x.dtype) in _DTYPES else None
     return form(x) if form else keras.activations.gelu(x, approximate=False)
 
 
