@@ -1,4 +1,4 @@
-"""What pytest needs to know of the notebooks, from whatever folder it's called."""
+"""What tests share, and what pytest needs to know of the notebooks, from whatever folder it's called."""
 
 import base64
 import contextlib
@@ -68,21 +68,18 @@ def pytest_configure(config):
     config.stash[_RUNS] = os.environ["PATCHLIB_RUNS"] = tempfile.mkdtemp(prefix="patchlib-runs-")
 
 
-def _loses_bfloat16():
-    from patchlib import machine
-
-    return machine.loses_bfloat16()
-
-
 def pytest_unconfigure(config):
     shutil.rmtree(config.stash[_RUNS], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):
-    if "ONEDNN_MAX_CPU_ISA" in os.environ and _loses_bfloat16():
+    if "ONEDNN_MAX_CPU_ISA" in os.environ:
+        from patchlib import machine  # here, because Keras takes seconds to import
+
+        crashes = pytest.mark.skipif(machine.loses_bfloat16(), reason="in bfloat16 TensorFlow crashes here")
         for item in items:
             if "bfloat16" in item.name or "bfloat16" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="in bfloat16 TensorFlow crashes under this ONEDNN_MAX_CPU_ISA"))
+                item.add_marker(crashes)
     items.sort(key=lambda item: item.path.stem not in _LONGEST)  # first, so that at the end no process waits for one
     for item in items:
         if type(item).__name__ == "IPyNbCell":

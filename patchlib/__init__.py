@@ -14,8 +14,8 @@ import lazy_loader
 
 __version__ = "0.2.0"
 
-# Both must precede TensorFlow's import. Its start-up chatter is no output. By itself it takes oneDNN's operations, with
-# which everything here trains up to three times as fast, only where an x86 processor has AVX512_VNNI, BF16 or AMX.
+# Both must precede TensorFlow's import. Its start-up chatter is no output. By itself it takes oneDNN's operations, the
+# faster ones on any x86 processor, only where that has AVX512_VNNI, BF16 or AMX.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 if platform.machine().lower() in ("x86_64", "amd64"):
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")

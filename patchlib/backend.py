@@ -53,8 +53,8 @@ def onednn() -> bool:
 
 if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "1" and keras.backend.backend() == "tensorflow" and not onednn():
     warnings.warn(
-        "TensorFlow was imported before patchlib and computes without oneDNN, up to three times as slowly: import "
-        "patchlib before keras, or set TF_ENABLE_ONEDNN_OPTS=1 in the environment.",
+        "TensorFlow was imported before patchlib and computes without oneDNN, which is slower: import patchlib before "
+        "keras, or set TF_ENABLE_ONEDNN_OPTS=1 in the environment.",
         RuntimeWarning,
         stacklevel=2,
     )

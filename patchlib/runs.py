@@ -77,8 +77,9 @@ def precision(parameters: RunParameters, folder: Path) -> str:
     Raises:
         ParameterError: it's bfloat16, and TensorFlow would crash in it.
     """
-    begun = cards.progress(folder).get("run", {}).get("dtype_policy") if parameters.precision == "auto" else None
-    policy = begun or (machine.precision() if parameters.precision == "auto" else parameters.precision)
+    policy: str = parameters.precision
+    if policy == "auto":
+        policy = cards.progress(folder).get("run", {}).get("dtype_policy") or machine.precision()
     if "bfloat16" in policy and machine.loses_bfloat16():
         raise ParameterError(
             f"precision: received {policy!r}, which oneDNN is kept from by ONEDNN_MAX_CPU_ISA="

@@ -670,9 +670,8 @@ def test_in_bfloat16_a_kernel_errs_by_rounding_alone(kind, arguments, shape):
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="XLA sums bfloat16 in float32")
-@pytest.mark.parametrize(
-    "name", {re.match(r"\w+", name)[0]: name for name in reversed(CONTRACT)}.values()
-)  # of each class one
+# Of each class the first.
+@pytest.mark.parametrize("name", {re.match(r"\w+", name)[0]: name for name in reversed(CONTRACT)}.values())
 def test_in_bfloat16_the_gradients_of_many_images_add_up(name):
     """In a compiled step, as training has it: a sum that's rounded at each of its terms stops growing."""
     import tensorflow as tf

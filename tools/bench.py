@@ -139,7 +139,7 @@ def compare(architectures, rounds):
                 "tuned": tier(architecture, "tuned"),
             }
             for name, form in PYTORCH_FORMS.items() if PYTORCH.exists() and architecture in EXAMPLES else ():
-                if not form["bfloat16"] or machine.precision() != "float32":  # ten times as slow without instructions
+                if machine.has_bfloat16() or not form["bfloat16"]:  # else it's slower than anything else
                     start[name] = pytorch(architecture, **form)
             contenders = {name: stack.enter_context(process) for name, process in start.items()}
             rows = take_turns(contenders, ["train"], rounds)
@@ -295,21 +295,33 @@ def _report_compare(compared):
     return f"{markdown.table(columns, rows)}\n\n{markdown.table(floor_columns, floors)}"
 
 
+ACCURACY = ["published, %", "example, minutes", "`fast`, %", "`fast`, minutes", "times as fast"]
+ACCURACY += ["the same by our baseline's epochs"]
+
+
 def accuracy_summary(measured):
     """Time to the published accuracy, as Markdown: by the example's epochs, and by as many as our baselines needed.
 
     Args:
         measured: {kind of processor: as ``time_to_accuracy`` measured on it}.
     """
-    rows, columns = [], ["", "processor", "published, %", "example, minutes", "`fast`, %", "`fast`, minutes"]
-    for kind, architecture, row in [(kind, *pair) for kind, found in measured.items() for pair in found.items()]:
+    rows = [[title, kind, *cells] for kind, found in measured.items() for title, *cells in _accuracy_rows(found)]
+    return markdown.table(["", "processor", *ACCURACY], rows)
+
+
+def _report_accuracy(found):
+    return markdown.table(["", *ACCURACY], _accuracy_rows(found))
+
+
+def _accuracy_rows(found):
+    rows = []
+    for architecture, row in found.items():
         accuracies = [f"{100 * row[key]:.2f}" for key in ("published", "test_accuracy")]
         times = [f"{row['example'] / 60:,.0f}", f"{row['fast'] / 60:.1f}", f"{row['example'] / row['fast']:.1f}"]
         baselines = cards.load_cards(HERE.parent / "results", architecture=architecture, tier="baseline")
         sooner = by_baselines(row, [card["history"]["val_accuracy"] for card in baselines])
-        title = ARCHITECTURES[architecture].title
-        rows.append([title, kind, accuracies[0], times[0], accuracies[1], *times[1:], sooner])
-    return markdown.table([*columns, "times as fast", "the same by our baseline's epochs"], rows)
+        rows.append([ARCHITECTURES[architecture].title, accuracies[0], times[0], accuracies[1], *times[1:], sooner])
+    return rows
 
 
 def by_baselines(row, curves):
@@ -372,7 +384,7 @@ def figure(found):
 # What is measured as Markdown; growth is a figure.
 REPORTS = {
     "compare": _report_compare,
-    "time_to_accuracy": lambda found: accuracy_summary({machine.instructions(): found}),
+    "time_to_accuracy": _report_accuracy,
     "start_up": _report_start_up,
     "feed": _report_feed,
     "operations": _report_operations,

@@ -75,8 +75,7 @@ def reports() -> dict[Path, str]:
     tables = {bench.RESULTS / "ingredients.md": ingredients.report(bench.RESULTS / "ingredients")}
     for what, report in bench.REPORTS.items():
         for kind, found in measured(what).items():
-            table = bench.accuracy_summary({kind: found}) if what == "time_to_accuracy" else report(found)
-            tables[bench.RESULTS / kind / f"{what}.md"] = table
+            tables[bench.RESULTS / kind / f"{what}.md"] = report(found)
     return {path: table + "\n" for path, table in tables.items()}
 
 

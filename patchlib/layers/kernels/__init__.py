@@ -67,8 +67,14 @@ def activation(identifier):
 
 def depthwise_conv(x, kernel):
     """Each channel's own convolution, stride 1, "same": (N, H, W, C) and (k, k, C, 1) to (N, H, W, C)."""
-    form = _form("depthwise_conv")
-    return form(x, kernel) if form else ops.depthwise_conv(x, kernel, padding="same")
+    form = _form("depthwise_conv") or functools.partial(ops.depthwise_conv, padding="same")
+    return _exactly(form, x, kernel)
+
+
+def _exactly(convolution, x, kernel):
+    """A convolution of two arrays of one dtype, computed in the dtype in which its sums are right."""
+    own = keras.backend.standardize_dtype(x.dtype)
+    return ops.cast(convolution(*(ops.cast(array, exact(own)) for array in (x, kernel))), own)
 
 
 def add_bias(x, bias):
@@ -87,9 +93,7 @@ class Conv2D(keras.layers.Conv2D):
     """Keras' layer, with its bias by ``add_bias``."""
 
     def call(self, x):
-        dtype = exact(self.compute_dtype)
-        y = self.convolution_op(ops.cast(x, dtype), ops.cast(ops.cast(self.kernel, self.compute_dtype), dtype))
-        y = ops.cast(y, self.compute_dtype)
+        y = _exactly(self.convolution_op, x, ops.cast(self.kernel, self.compute_dtype))
         return self.activation(add_bias(y, ops.cast(self.bias, self.compute_dtype)) if self.use_bias else y)
 
 
@@ -98,9 +102,7 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
 
     def call(self, x):
         kernel, bias = (ops.cast(weight, self.compute_dtype) for weight in (self.kernel, self.bias))
-        dtype = exact(self.compute_dtype)
-        y = depthwise_conv(ops.cast(x, dtype), ops.cast(kernel, dtype))
-        return add_bias(ops.cast(y, self.compute_dtype), bias)
+        return add_bias(depthwise_conv(x, kernel), bias)
 
 
 class BatchNormalization(keras.layers.BatchNormalization):
